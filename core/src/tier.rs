@@ -1,0 +1,217 @@
+//! The contract of a tier: lookups that never block, and completion-style batches of reads and writes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::block::{BlockHash, BlockKey, Namespace};
+use crate::error::Result;
+use crate::identity::Identity;
+use crate::layout::Layout;
+use crate::memory::{Arena, SlotGuard};
+
+/// A namespace as every tier knows it: its digest, what it stands for and the layout of its blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceInfo {
+    /// Digest of identity and layout.
+    pub namespace: Namespace,
+    /// What the digest stands for.
+    pub identity: Identity,
+    /// Shards and tensors of a block.
+    pub layout: Layout,
+}
+
+impl NamespaceInfo {
+    /// Validates an identity and derives its namespace.
+    pub fn new(identity: Identity, layout: Layout) -> Result<Self> {
+        identity.validate()?;
+        Ok(Self { namespace: identity.namespace(&layout), identity, layout })
+    }
+
+    /// The key of one of its blocks.
+    pub fn key(&self, hash: BlockHash) -> BlockKey {
+        BlockKey { namespace: self.namespace, hash }
+    }
+}
+
+/// How safe a dump is when it's acknowledged. The words mean the same in every client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// In the daemon's DRAM: visible to its clients, lost with the daemon.
+    Memory,
+    /// In the first tier below DRAM: survives the process, not a power loss.
+    #[default]
+    Tier,
+    /// Flushed to the medium: survives a power loss.
+    Durable,
+}
+
+/// What a batch entry asks of a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Fill the buffer with the block's image (descriptor page and shards).
+    ///
+    /// The tier has checked the envelope (key, layout, header checksum) before it completes with `Ok`; shard
+    /// checksums are verified by whoever copies the payload on. An absent block completes with `NotFound`.
+    Read,
+    /// Store the buffer, a whole image whose descriptor page is valid. Completes when the block is visible to
+    /// lookups and as safe as asked. Writing a block that is there already completes with `Ok` and stores
+    /// nothing.
+    Write(Durability),
+    /// Read the block into the buffer and verify all of it, payload too. A block that fails is quarantined
+    /// and completes with `Corrupt`.
+    Verify,
+}
+
+/// Called exactly once for each operation, on a thread of the tier or before `submit` returns. It gets the
+/// buffer back, must not block, and must not be called with a lock of the tier held.
+pub type Completion = Box<dyn FnOnce(SlotGuard, Result<()>) + Send>;
+
+/// One entry of a batch.
+pub struct Operation {
+    /// The block's namespace, known to the tier through [`Tier::open_namespace`].
+    pub namespace: Arc<NamespaceInfo>,
+    /// The block.
+    pub hash: BlockHash,
+    /// What to do.
+    pub action: Action,
+    /// The slot to fill or store; owned by the tier until completion, whatever the caller drops.
+    pub buffer: SlotGuard,
+    /// What to call at the end.
+    pub completion: Completion,
+}
+
+impl Operation {
+    /// Ends the operation.
+    pub fn complete(self, result: Result<()>) {
+        (self.completion)(self.buffer, result);
+    }
+}
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Operation")
+            .field("hash", &self.hash)
+            .field("action", &self.action)
+            .field("buffer", &self.buffer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A tier's numbers at one moment. Counters only grow; the others are levels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TierStatistics {
+    /// Physical bytes the tier occupies (files, DRAM, metadata).
+    pub allocated_bytes: u64,
+    /// Configured bound of `allocated_bytes`.
+    pub capacity_bytes: u64,
+    /// Visible blocks.
+    pub blocks: u64,
+    /// Bytes of memory the index takes.
+    pub index_bytes: u64,
+    /// Operations waiting or under way.
+    pub queue_depth: u64,
+    /// Bytes read from the medium.
+    pub read_bytes: u64,
+    /// Bytes written to the medium, journal and padding included.
+    pub written_bytes: u64,
+    /// Blocks evicted to make room.
+    pub evicted_blocks: u64,
+    /// Hot blocks written again during eviction.
+    pub reinserted_blocks: u64,
+    /// Blocks that failed verification.
+    pub quarantined_blocks: u64,
+    /// Writes refused for want of space or quota.
+    pub refused_writes: u64,
+    /// Whether the tier works; a degraded tier answers misses and heals by itself.
+    pub degraded: bool,
+    /// Why it's degraded.
+    pub degraded_reason: String,
+}
+
+/// One level of the pipeline.
+pub trait Tier: Send + Sync + 'static {
+    /// The tier's name in pipelines, metrics and logs, e.g. `Posix`.
+    fn name(&self) -> &str;
+
+    /// Makes a namespace known. Idempotent; fails with `Mismatch` if the tier holds the namespace under
+    /// another layout.
+    fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()>;
+
+    /// Sets `present[i]` for every block that's here, and leaves the others as they are. Memory only: never
+    /// waits for I/O. A hit may still turn out to be a miss at the read.
+    fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]);
+
+    /// How many blocks at the start of `hashes` are here without a gap. Memory only.
+    fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize;
+
+    /// Takes a batch of operations over. Never blocks: what can't be queued completes with `Busy` at once.
+    fn submit(&self, batch: Vec<Operation>);
+
+    /// Forgets blocks. Returns how many were here.
+    fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64;
+
+    /// Forgets a whole namespace, also after a restart. Returns how many blocks were here.
+    fn purge(&self, namespace: &Namespace) -> Result<u64>;
+
+    /// The tier's numbers.
+    fn statistics(&self) -> TierStatistics;
+
+    /// Up to `limit` keys starting behind `after`, in an order of the tier's own; for `ctl ls` and `verify`.
+    fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey>;
+
+    /// Namespaces with blocks here and how many, known to this process or not.
+    fn namespaces(&self) -> Vec<(Namespace, u64)>;
+
+    /// What the tier itself has recorded of a namespace, perhaps in an earlier run or by another process.
+    fn stored_namespace(&self, _namespace: &Namespace) -> Option<Arc<NamespaceInfo>> {
+        None
+    }
+
+    /// Finishes all accepted operations and makes what was written durable, or fails with `TimedOut`.
+    fn drain(&self, deadline: Instant) -> Result<()>;
+
+    /// Stops the tier's threads; operations that come later complete with `Cancelled`.
+    fn shutdown(&self);
+}
+
+/// The tier whose blocks lie in mapped memory: the first level of every pipeline.
+///
+/// Where the pipeline has no `Cache`, the same pool serves as a staging area that keeps nothing.
+pub trait MemoryTier: Tier {
+    /// The memory that slots are cut from.
+    fn arena(&self) -> &Arc<Arena>;
+
+    /// Pins the visible ones among `hashes` (`None` where absent) and counts them as used. `hashes` is a run
+    /// of one prompt in prefix order, so that the policy can evict its tail before its head.
+    fn pin(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> Vec<Option<SlotGuard>>;
+
+    /// Cuts a slot for each new block of a run, evicting others as needed. `parent` is the block before the
+    /// run, if the caller knows it. A slot stays invisible until [`MemoryTier::publish`].
+    ///
+    /// Per block: `Busy` when nothing can be evicted now, `TooLarge` when the block can never fit,
+    /// `AlreadyExists` when it's visible or being written, `QuotaExceeded`.
+    fn allocate(
+        &self,
+        namespace: &Arc<NamespaceInfo>,
+        parent: Option<&BlockHash>,
+        hashes: &[BlockHash],
+    ) -> Vec<Result<SlotGuard>>;
+
+    /// A slot for a block's image that never becomes visible. Fails with `Busy` or `TooLarge`.
+    fn allocate_scratch(&self, namespace: &Arc<NamespaceInfo>) -> Result<SlotGuard>;
+
+    /// Makes an allocated slot visible under its key, its image complete.
+    fn publish(&self, slot: &SlotGuard);
+
+    /// Makes a slot invisible, published or not; its memory returns with its last guard.
+    fn discard(&self, slot: &SlotGuard);
+
+    /// Sets what to call, without locks, after slots became free for somebody who was told `Busy`.
+    fn on_room(&self, notify: Arc<dyn Fn() + Send + Sync>);
+}
