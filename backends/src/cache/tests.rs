@@ -1,0 +1,182 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvstored_core::eviction::PolicyKind;
+use kvstored_core::quota::{QuotaLedger, QuotaSettings};
+use kvstored_core::tier::{MemoryTier, NamespaceInfo, Tier};
+use kvstored_core::{BlockHash, ErrorKind, Identity, Layout};
+
+use super::{CacheSettings, CacheTier};
+
+const IMAGE_BYTES: u64 = 8192;
+
+fn hash(number: u64) -> BlockHash {
+    let mut bytes = [0u8; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    BlockHash::new(&bytes).unwrap()
+}
+
+fn namespace(tenant: &str, tensor_bytes: u32) -> Arc<NamespaceInfo> {
+    let identity = Identity { tenant: tenant.into(), ..Identity::default() };
+    Arc::new(NamespaceInfo::new(identity, Layout::uniform(1, 1, tensor_bytes).unwrap()).unwrap())
+}
+
+fn cache(blocks: u64, policy: PolicyKind) -> (Arc<CacheTier>, Arc<NamespaceInfo>) {
+    // a little more than the blocks, for the share kept aside for tables
+    let capacity_bytes = blocks * IMAGE_BYTES * 256 / 255 + 4096;
+    let settings = CacheSettings { capacity_bytes, policy, ..CacheSettings::default() };
+    let cache = CacheTier::open(settings, None).unwrap();
+    let namespace = namespace("", 4096);
+    cache.open_namespace(&namespace).unwrap();
+    (cache, namespace)
+}
+
+fn store(cache: &CacheTier, namespace: &Arc<NamespaceInfo>, parent: Option<u64>, numbers: &[u64]) {
+    let hashes: Vec<_> = numbers.iter().map(|number| hash(*number)).collect();
+    for slot in cache.allocate(namespace, parent.map(hash).as_ref(), &hashes) {
+        cache.publish(&slot.unwrap());
+    }
+}
+
+fn has(cache: &CacheTier, namespace: &NamespaceInfo, number: u64) -> bool {
+    let mut present = [false];
+    cache.lookup(namespace, &[hash(number)], &mut present);
+    present[0]
+}
+
+#[test]
+fn a_slot_is_invisible_until_published_and_leaves_no_trace_when_discarded() {
+    let (cache, namespace) = cache(4, PolicyKind::Lru);
+    let slot = cache.allocate(&namespace, None, &[hash(1)]).pop().unwrap().unwrap();
+    assert!(!has(&cache, &namespace, 1));
+    let again = cache.allocate(&namespace, None, &[hash(1)]).pop().unwrap().unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+    cache.discard(&slot);
+    drop(slot);
+    assert!(!has(&cache, &namespace, 1));
+    assert_eq!(cache.state.lock().used_bytes(), 0);
+    store(&cache, &namespace, None, &[1]);
+    assert!(has(&cache, &namespace, 1));
+}
+
+#[test]
+fn pinned_blocks_are_never_evicted_and_room_is_announced() {
+    let (cache, namespace) = cache(3, PolicyKind::Lru);
+    store(&cache, &namespace, None, &[1, 2, 3]);
+    let pinned = cache.pin(&namespace, &[hash(1), hash(2), hash(3)]);
+    assert!(pinned.iter().all(Option::is_some));
+    let rooms = Arc::new(AtomicUsize::new(0));
+    let counted = rooms.clone();
+    cache.on_room(Arc::new(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+    }));
+    let refused = cache.allocate(&namespace, None, &[hash(4)]).pop().unwrap().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    drop(pinned);
+    assert_eq!(rooms.load(Ordering::SeqCst), 1);
+    store(&cache, &namespace, None, &[4]);
+    assert!(has(&cache, &namespace, 4));
+}
+
+#[test]
+fn a_tail_goes_before_its_head_even_when_dumped_later() {
+    for policy in [PolicyKind::Lru, PolicyKind::Arc] {
+        let (cache, namespace) = cache(4, policy);
+        store(&cache, &namespace, None, &[1, 2]);
+        store(&cache, &namespace, Some(2), &[3, 4]);
+        store(&cache, &namespace, None, &[10]);
+        assert!(!has(&cache, &namespace, 4), "{policy:?}");
+        store(&cache, &namespace, None, &[11]);
+        assert!(!has(&cache, &namespace, 3), "{policy:?}");
+        assert!(has(&cache, &namespace, 1) && has(&cache, &namespace, 2), "{policy:?}");
+    }
+}
+
+#[test]
+fn a_large_block_takes_the_place_of_several_small_neighbours() {
+    let (cache, small) = cache(8, PolicyKind::Lru);
+    let large = namespace("large", 3 * 8192 + 4096);
+    cache.open_namespace(&large).unwrap();
+    store(&cache, &small, None, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    store(&cache, &large, None, &[100]);
+    assert!(has(&cache, &large, 100));
+    let left = (1..=8).filter(|number| has(&cache, &small, *number)).count();
+    assert!((3..=4).contains(&left), "{left} small blocks left");
+    let too_large = namespace("giant", 9 * 8192);
+    cache.open_namespace(&too_large).unwrap();
+    let refused = cache.allocate(&too_large, None, &[hash(1)]).pop().unwrap().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn a_tenant_over_its_quota_evicts_its_own_blocks() {
+    let mut settings = QuotaSettings::default();
+    settings.tenants.insert("small".into(), 2 * IMAGE_BYTES);
+    let quotas = Arc::new(QuotaLedger::new(settings));
+    let cache =
+        CacheTier::open(CacheSettings { capacity_bytes: 1 << 20, ..CacheSettings::default() }, Some(quotas)).unwrap();
+    let (bounded, free) = (namespace("small", 4096), namespace("free", 4096));
+    cache.open_namespace(&bounded).unwrap();
+    cache.open_namespace(&free).unwrap();
+    store(&cache, &free, None, &[1, 2, 3, 4]);
+    for number in 1..=5 {
+        store(&cache, &bounded, None, &[number]);
+    }
+    assert_eq!((1..=5).filter(|number| has(&cache, &bounded, *number)).count(), 2);
+    assert_eq!((1..=4).filter(|number| has(&cache, &free, *number)).count(), 4);
+    let pinned = cache.pin(&bounded, &[hash(4), hash(5)]);
+    let refused = cache.allocate(&bounded, None, &[hash(6)]).pop().unwrap().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::QuotaExceeded);
+    drop(pinned);
+}
+
+#[test]
+fn purge_and_remove_drop_blocks_and_free_their_bytes() {
+    let (cache, namespace) = cache(16, PolicyKind::Arc);
+    store(&cache, &namespace, None, &(0..16).collect::<Vec<_>>());
+    assert_eq!(cache.remove(&namespace, &[hash(3), hash(99)]), 1);
+    let pinned = cache.pin(&namespace, &[hash(5)]);
+    assert_eq!(cache.purge(&namespace.namespace).unwrap(), 15);
+    assert_eq!(cache.statistics().blocks, 0);
+    assert_eq!(cache.state.lock().used_bytes(), IMAGE_BYTES, "a pinned slot stays until its guard goes");
+    drop(pinned);
+    assert_eq!(cache.state.lock().used_bytes(), 0);
+}
+
+#[test]
+fn a_staging_area_keeps_nothing() {
+    let settings = CacheSettings { capacity_bytes: 1 << 20, keep: false, shared: false, ..CacheSettings::default() };
+    let cache = CacheTier::open(settings, None).unwrap();
+    let namespace = namespace("", 4096);
+    cache.open_namespace(&namespace).unwrap();
+    store(&cache, &namespace, None, &[1]);
+    assert!(!has(&cache, &namespace, 1));
+    assert_eq!(cache.state.lock().used_bytes(), 0);
+}
+
+#[test]
+fn many_threads_leave_the_books_balanced() {
+    let (cache, namespace) = cache(32, PolicyKind::S3Fifo);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (cache, namespace) = (&cache, &namespace);
+            scope.spawn(move || {
+                for step in 0..500u64 {
+                    let number = (thread * 7 + step * 13) % 60;
+                    let pinned = cache.pin(namespace, &[hash(number), hash(number + 1)]);
+                    for slot in cache.allocate(namespace, None, &[hash(number)]).into_iter().flatten() {
+                        if step % 5 == 0 { cache.discard(&slot) } else { cache.publish(&slot) }
+                    }
+                    drop(pinned);
+                    if step % 50 == 0 {
+                        cache.remove(namespace, &[hash(number)]);
+                    }
+                }
+            });
+        }
+    });
+    let statistics = cache.statistics();
+    assert_eq!(cache.state.lock().used_bytes(), statistics.blocks * IMAGE_BYTES);
+    cache.purge(&namespace.namespace).unwrap();
+    assert_eq!(cache.state.lock().used_bytes(), 0);
+}
