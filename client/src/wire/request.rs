@@ -1,0 +1,421 @@
+//! What a client may ask.
+
+use std::borrow::Cow;
+
+use kvstored_core::block::{BlockHash, BlockKey, Namespace};
+use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::identity::{Identity, ParallelShape};
+use kvstored_core::layout::{Layout, Shard};
+use kvstored_core::tier::Durability;
+
+use super::MAX_BLOCKS;
+use super::buffer::{Reader, Writer};
+
+/// A request. Numbers of namespaces, leases and reservations hold within one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// The first message of a connection; answered by a welcome that carries the arena's file descriptor.
+    Hello {
+        /// The client's protocol version.
+        protocol: u16,
+        /// What the client calls itself, for logs.
+        name: String,
+        /// The client's process id, for logs.
+        process: u32,
+    },
+    /// The smallest round trip.
+    Ping,
+    /// Opens a namespace; answered with its number.
+    OpenNamespace {
+        /// What makes the bytes meaningful.
+        identity: Box<Identity>,
+        /// Shards and tensors of a block.
+        layout: Layout,
+    },
+    /// Which blocks some tier has.
+    Lookup {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The blocks.
+        hashes: Cow<'a, [BlockHash]>,
+    },
+    /// How many blocks at the start are there without a gap.
+    LookupOnPrefix {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The blocks.
+        hashes: Cow<'a, [BlockHash]>,
+    },
+    /// Pins blocks in the arena, from whichever tier; answered with a lease per block that was found.
+    Acquire {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// A run of one prompt in prefix order.
+        hashes: Cow<'a, [BlockHash]>,
+    },
+    /// Gives leases back. Never answered.
+    Release {
+        /// The leases; unknown ones are ignored.
+        leases: Cow<'a, [u64]>,
+    },
+    /// Says that a leased block failed verification, and gives the lease back. Never answered.
+    ReportCorrupt {
+        /// The lease.
+        lease: u64,
+    },
+    /// Asks for a slot for each block that no tier has yet.
+    Reserve {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The block before the run, if known.
+        parent: Option<BlockHash>,
+        /// A run of one prompt in prefix order.
+        hashes: Cow<'a, [BlockHash]>,
+        /// How long to wait in line for room, in milliseconds.
+        wait_ms: u32,
+    },
+    /// Says that reserved slots are filled; answered when every block is as safe as asked.
+    Commit {
+        /// The reservations, each with the CRC-64/NVME of all shards.
+        blocks: Cow<'a, [(u64, Vec<u64>)]>,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// Gives reservations back; their blocks leave no trace. Never answered.
+    Abort {
+        /// The reservations; unknown ones are ignored.
+        reservations: Cow<'a, [u64]>,
+    },
+    /// Brings blocks into the first tier ahead of use; answered at once.
+    Prefetch {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The blocks.
+        hashes: Cow<'a, [BlockHash]>,
+    },
+    /// Drops blocks from one tier or all.
+    Evict {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The blocks.
+        hashes: Cow<'a, [BlockHash]>,
+        /// The tier's name; all without.
+        tier: Option<String>,
+    },
+    /// Forgets a namespace in every tier.
+    Purge {
+        /// The namespace.
+        namespace: Namespace,
+    },
+    /// The engine's numbers, as JSON.
+    Statistics,
+    /// Namespaces that have blocks, as JSON, in pages.
+    Namespaces {
+        /// Go on behind this one.
+        after: Option<Namespace>,
+    },
+    /// Keys of blocks in a tier.
+    List {
+        /// Index in the pipeline.
+        tier: u8,
+        /// Only of this namespace.
+        namespace: Option<Namespace>,
+        /// Go on behind this one.
+        after: Option<BlockKey>,
+        /// Most keys in the answer.
+        limit: u32,
+    },
+    /// Reads and checks blocks of a tier.
+    Verify {
+        /// Index in the pipeline.
+        tier: u8,
+        /// Only of this namespace.
+        namespace: Option<Namespace>,
+        /// Go on behind this one.
+        after: Option<BlockKey>,
+        /// Most blocks to check.
+        limit: u32,
+    },
+    /// Answered when every accepted dump is durable in every tier.
+    Drain {
+        /// How long to wait, in milliseconds.
+        timeout_ms: u32,
+    },
+}
+
+impl Request<'_> {
+    /// The kind in the frame's header.
+    pub const fn kind(&self) -> u8 {
+        match self {
+            Self::Hello { .. } => 1,
+            Self::Ping => 2,
+            Self::OpenNamespace { .. } => 3,
+            Self::Lookup { .. } => 4,
+            Self::LookupOnPrefix { .. } => 5,
+            Self::Acquire { .. } => 6,
+            Self::Release { .. } => 7,
+            Self::ReportCorrupt { .. } => 8,
+            Self::Reserve { .. } => 9,
+            Self::Commit { .. } => 10,
+            Self::Abort { .. } => 11,
+            Self::Prefetch { .. } => 12,
+            Self::Evict { .. } => 13,
+            Self::Purge { .. } => 14,
+            Self::Statistics => 15,
+            Self::Namespaces { .. } => 16,
+            Self::List { .. } => 17,
+            Self::Verify { .. } => 18,
+            Self::Drain { .. } => 19,
+        }
+    }
+
+    /// Whether no answer ever comes.
+    pub const fn is_one_way(&self) -> bool {
+        matches!(self, Self::Release { .. } | Self::ReportCorrupt { .. } | Self::Abort { .. })
+    }
+
+    /// Whether answering may take long or touch files, so that it must not hold up other connections.
+    pub const fn is_slow(&self) -> bool {
+        matches!(
+            self,
+            Self::OpenNamespace { .. }
+                | Self::Evict { .. }
+                | Self::Purge { .. }
+                | Self::Statistics
+                | Self::Namespaces { .. }
+                | Self::List { .. }
+                | Self::Verify { .. }
+                | Self::Drain { .. }
+        )
+    }
+
+    /// Reads a request's body.
+    ///
+    /// Fails with `Unsupported` for an unknown kind and `InvalidInput` for anything else that is wrong; the
+    /// next frame can be read all the same.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Request<'static>> {
+        let mut reader = Reader::new(body);
+        let request = read(kind, &mut reader)?;
+        reader.finish()?;
+        Ok(request)
+    }
+
+    pub(super) fn write(&self, writer: &mut Writer) -> Result<()> {
+        match self {
+            Self::Hello { protocol, name, process } => {
+                writer.u16(*protocol);
+                writer.u32(*process);
+                writer.text("the client's name", name)?;
+            }
+            Self::Ping | Self::Statistics => {}
+            Self::OpenNamespace { identity, layout } => {
+                write_identity(writer, identity)?;
+                write_layout(writer, layout);
+            }
+            Self::Lookup { namespace, hashes }
+            | Self::LookupOnPrefix { namespace, hashes }
+            | Self::Acquire { namespace, hashes }
+            | Self::Prefetch { namespace, hashes } => {
+                writer.u32(*namespace);
+                writer.hashes(hashes)?;
+            }
+            Self::Release { leases } => writer.numbers("leases", leases)?,
+            Self::ReportCorrupt { lease } => writer.u64(*lease),
+            Self::Reserve { namespace, parent, hashes, wait_ms } => {
+                writer.u32(*namespace);
+                writer.u32(*wait_ms);
+                writer.optional_hash(parent.as_ref());
+                writer.hashes(hashes)?;
+            }
+            Self::Commit { blocks, durability } => {
+                writer.u8(durability_code(*durability));
+                writer.count("reservations", blocks.len())?;
+                for (reservation, checksums) in blocks.iter() {
+                    writer.u64(*reservation);
+                    writer.u16(checked_shards(checksums.len())?);
+                    for checksum in checksums {
+                        writer.u64(*checksum);
+                    }
+                }
+            }
+            Self::Abort { reservations } => writer.numbers("reservations", reservations)?,
+            Self::Evict { namespace, hashes, tier } => {
+                writer.u32(*namespace);
+                writer.u8(u8::from(tier.is_some()));
+                if let Some(tier) = tier {
+                    writer.text("a tier's name", tier)?;
+                }
+                writer.hashes(hashes)?;
+            }
+            Self::Purge { namespace } => writer.raw(&namespace.0),
+            Self::Namespaces { after } => writer.optional_namespace(after.as_ref()),
+            Self::List { tier, namespace, after, limit } | Self::Verify { tier, namespace, after, limit } => {
+                writer.u8(*tier);
+                writer.u32(*limit);
+                writer.optional_namespace(namespace.as_ref());
+                writer.optional_key(after.as_ref());
+            }
+            Self::Drain { timeout_ms } => writer.u32(*timeout_ms),
+        }
+        Ok(())
+    }
+}
+
+fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Request<'static>> {
+    Ok(match kind {
+        1 => Request::Hello {
+            protocol: reader.u16()?,
+            process: reader.u32()?,
+            name: reader.text("the client's name")?,
+        },
+        2 => Request::Ping,
+        3 => {
+            Request::OpenNamespace { identity: Box::new(read_identity(reader)?), layout: read_layout(reader)? }
+        }
+        4 => Request::Lookup { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
+        5 => Request::LookupOnPrefix { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
+        6 => Request::Acquire { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
+        7 => Request::Release { leases: reader.numbers("leases")?.into() },
+        8 => Request::ReportCorrupt { lease: reader.u64()? },
+        9 => Request::Reserve {
+            namespace: reader.u32()?,
+            wait_ms: reader.u32()?,
+            parent: reader.optional_hash()?,
+            hashes: reader.hashes()?.into(),
+        },
+        10 => {
+            let durability = durability_from_code(reader.u8()?)?;
+            let count = reader.count("reservations", 10)?;
+            let mut blocks = Vec::with_capacity(count);
+            for _ in 0..count {
+                let reservation = reader.u64()?;
+                let shards = usize::from(checked_shards(usize::from(reader.u16()?))?);
+                reader.expect_room(shards, 8)?;
+                let checksums = (0..shards).map(|_| reader.u64()).collect::<Result<Vec<u64>>>()?;
+                blocks.push((reservation, checksums));
+            }
+            Request::Commit { blocks: blocks.into(), durability }
+        }
+        11 => Request::Abort { reservations: reader.numbers("reservations")?.into() },
+        12 => Request::Prefetch { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
+        13 => Request::Evict {
+            namespace: reader.u32()?,
+            tier: if reader.flag()? { Some(reader.text("a tier's name")?) } else { None },
+            hashes: reader.hashes()?.into(),
+        },
+        14 => Request::Purge { namespace: Namespace(reader.array()?) },
+        15 => Request::Statistics,
+        16 => Request::Namespaces { after: reader.optional_namespace()? },
+        17 | 18 => {
+            let (tier, limit) = (reader.u8()?, reader.u32()?);
+            if limit as usize > MAX_BLOCKS {
+                return Err(Error::invalid(format!("limit is {limit}; at most {MAX_BLOCKS} is accepted")));
+            }
+            let (namespace, after) = (reader.optional_namespace()?, reader.optional_key()?);
+            if kind == 17 {
+                Request::List { tier, namespace, after, limit }
+            } else {
+                Request::Verify { tier, namespace, after, limit }
+            }
+        }
+        19 => Request::Drain { timeout_ms: reader.u32()? },
+        other => {
+            return Err(Error::new(ErrorKind::Unsupported, format!("request kind {other} is unknown to this build")));
+        }
+    })
+}
+
+fn checked_shards(shards: usize) -> Result<u16> {
+    if shards > Layout::MAX_SHARDS {
+        return Err(Error::invalid(format!(
+            "a block has {shards} shard checksums; at most {} are accepted",
+            Layout::MAX_SHARDS
+        )));
+    }
+    Ok(shards as u16)
+}
+
+fn write_identity(writer: &mut Writer, identity: &Identity) -> Result<()> {
+    for (what, text) in [
+        ("tenant", &identity.tenant),
+        ("model", &identity.model),
+        ("weights_digest", &identity.weights_digest),
+        ("lora", &identity.lora),
+        ("dtype", &identity.dtype),
+        ("cache_salt", &identity.cache_salt),
+    ] {
+        writer.text(what, text)?;
+    }
+    writer.u32(identity.layout_version);
+    writer.u32(identity.block_tokens);
+    writer.u32(identity.parallel.tensor_parallel_size);
+    writer.u32(identity.parallel.tensor_parallel_rank);
+    writer.u32(identity.parallel.pipeline_parallel_size);
+    writer.u32(identity.parallel.pipeline_parallel_rank);
+    Ok(())
+}
+
+fn read_identity(reader: &mut Reader<'_>) -> Result<Identity> {
+    Ok(Identity {
+        tenant: reader.text("tenant")?,
+        model: reader.text("model")?,
+        weights_digest: reader.text("weights_digest")?,
+        lora: reader.text("lora")?,
+        dtype: reader.text("dtype")?,
+        cache_salt: reader.text("cache_salt")?,
+        layout_version: reader.u32()?,
+        block_tokens: reader.u32()?,
+        parallel: ParallelShape {
+            tensor_parallel_size: reader.u32()?,
+            tensor_parallel_rank: reader.u32()?,
+            pipeline_parallel_size: reader.u32()?,
+            pipeline_parallel_rank: reader.u32()?,
+        },
+    })
+}
+
+fn write_layout(writer: &mut Writer, layout: &Layout) {
+    writer.u16(layout.shards().len() as u16);
+    for shard in layout.shards() {
+        writer.u16(shard.tensor_bytes.len() as u16);
+        for bytes in &shard.tensor_bytes {
+            writer.u32(*bytes);
+        }
+    }
+}
+
+fn read_layout(reader: &mut Reader<'_>) -> Result<Layout> {
+    let count = usize::from(checked_shards(usize::from(reader.u16()?))?);
+    reader.expect_room(count, 2)?;
+    let mut shards = Vec::with_capacity(count);
+    for index in 0..count {
+        let tensors = usize::from(reader.u16()?);
+        if tensors > Layout::MAX_TENSORS_PER_SHARD {
+            return Err(Error::invalid(format!(
+                "shard {index} has {tensors} tensors; at most {} are accepted",
+                Layout::MAX_TENSORS_PER_SHARD
+            )));
+        }
+        reader.expect_room(tensors, 4)?;
+        let tensor_bytes = (0..tensors).map(|_| reader.u32()).collect::<Result<Vec<u32>>>()?;
+        shards.push(Shard { tensor_bytes });
+    }
+    Layout::new(shards)
+}
+
+pub(super) const fn durability_code(durability: Durability) -> u8 {
+    match durability {
+        Durability::Memory => 0,
+        Durability::Tier => 1,
+        Durability::Durable => 2,
+    }
+}
+
+pub(super) fn durability_from_code(code: u8) -> Result<Durability> {
+    match code {
+        0 => Ok(Durability::Memory),
+        1 => Ok(Durability::Tier),
+        2 => Ok(Durability::Durable),
+        other => Err(Error::invalid(format!("durability {other} is not one of 0, 1, 2"))),
+    }
+}
