@@ -1,0 +1,122 @@
+//! `kvstored ctl stat`.
+
+use std::process::ExitCode;
+
+use kvstored_core::Result;
+use kvstored_core::engine::{EngineStatistics, HistogramSnapshot, TierReport};
+use kvstored_core::size::format_bytes;
+
+use crate::output::{emit, emit_json};
+
+use super::Context;
+use super::table::table;
+
+/// Prints the daemon's numbers.
+pub fn run(context: &Context) -> Result<ExitCode> {
+    let statistics = context.client.statistics()?;
+    if context.json {
+        emit_json(&statistics)?;
+    } else {
+        emit(&text(&statistics))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The numbers for people.
+pub fn text(statistics: &EngineStatistics) -> String {
+    let headings = [
+        "tier",
+        "blocks",
+        "allocated",
+        "capacity",
+        "index",
+        "hits",
+        "misses",
+        "hit ratio",
+        "evicted",
+        "quarantined",
+        "refused",
+        "pending",
+        "state",
+    ];
+    let rows: Vec<Vec<String>> = statistics.tiers.iter().map(row).collect();
+    let mut text = table(&headings, &rows);
+    text += &format!(
+        "\ndumped {} blocks, {}; {} namespaces open, {} blocks being promoted, {} dumps waiting for room\n",
+        statistics.dumped_blocks,
+        format_bytes(statistics.dumped_bytes),
+        statistics.namespaces,
+        statistics.promotions_in_flight,
+        statistics.parked_requests,
+    );
+    let timings = [
+        ("lookup", &statistics.lookup),
+        ("acquire", &statistics.acquire),
+        ("commit", &statistics.commit),
+    ];
+    text += "\n";
+    text += &table(
+        &["time in us", "count", "p50", "p99", "mean"],
+        &timings.map(|(name, timing)| timing_row(name, timing)),
+    );
+    let errors: Vec<String> = statistics
+        .errors
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
+    text + &format!(
+        "\nerrors: {}\n",
+        if errors.is_empty() {
+            "none".to_owned()
+        } else {
+            errors.join(", ")
+        }
+    )
+}
+
+fn row(tier: &TierReport) -> Vec<String> {
+    let (own, counts) = (&tier.statistics, &tier.counts);
+    let asked = counts.hits + counts.misses;
+    let ratio = if asked == 0 {
+        "-".to_owned()
+    } else {
+        format!("{:.3}", counts.hits as f64 / asked as f64)
+    };
+    let state = if own.degraded {
+        format!("degraded: {}", own.degraded_reason)
+    } else {
+        "ok".to_owned()
+    };
+    vec![
+        tier.name.clone(),
+        own.blocks.to_string(),
+        format_bytes(own.allocated_bytes),
+        format_bytes(own.capacity_bytes),
+        format_bytes(own.index_bytes),
+        counts.hits.to_string(),
+        counts.misses.to_string(),
+        ratio,
+        own.evicted_blocks.to_string(),
+        own.quarantined_blocks.to_string(),
+        own.refused_writes.to_string(),
+        tier.pending_writes.to_string(),
+        state,
+    ]
+}
+
+fn timing_row(name: &str, timing: &HistogramSnapshot) -> Vec<String> {
+    let count = timing.count();
+    let mean = if count == 0 {
+        0.0
+    } else {
+        timing.sum_us / count as f64
+    };
+    vec![
+        name.to_owned(),
+        count.to_string(),
+        format!("{:.1}", timing.quantile_us(0.5)),
+        format!("{:.1}", timing.quantile_us(0.99)),
+        format!("{mean:.1}"),
+    ]
+}

@@ -1,0 +1,68 @@
+//! The `kvstored` command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvstored::config::{CheckArguments, Environment, ServeArguments};
+use kvstored::ctl::CtlArguments;
+use kvstored::{config, ctl, output, serve, tools};
+
+/// A store of KV cache blocks for LLM engines: serves local clients over tiers of memory and storage.
+///
+/// Without a command it serves. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers.
+#[derive(Parser)]
+#[command(name = "kvstored", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    serve: ServeArguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve local clients until told to stop (the default)
+    Serve(Box<ServeArguments>),
+    /// Look at a running daemon, or tell it something
+    Ctl(CtlArguments),
+    /// Replay a trace of requests and check every loaded byte
+    Replay(tools::replay::Args),
+    /// Measure, beside the machine's own limits
+    Bench(tools::bench::Args),
+    /// Make traces
+    Trace(tools::trace::Args),
+    /// Check a configuration file; exit code 1 if it has a problem, an unknown key included
+    CheckConfig(CheckArguments),
+    /// Print the JSON schema of the configuration file
+    ConfigSchema,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = Environment::current();
+    let done = match cli.command {
+        None => serve::run(cli.serve, &environment),
+        Some(Command::Serve(arguments)) => serve::run(*arguments, &environment),
+        Some(other) => {
+            serve::start_for_tool(environment.log_level.as_deref());
+            run_tool(other, &environment)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("kvstored: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_tool(command: Command, environment: &Environment) -> kvstored_core::Result<ExitCode> {
+    match command {
+        Command::Serve(arguments) => serve::run(*arguments, environment),
+        Command::Ctl(arguments) => ctl::run(arguments, environment),
+        Command::Replay(arguments) => tools::replay::run(arguments),
+        Command::Bench(arguments) => tools::bench::run(arguments),
+        Command::Trace(arguments) => tools::trace::run(arguments),
+        Command::CheckConfig(arguments) => config::check_config(&arguments, environment),
+        Command::ConfigSchema => output::emit_json(&config::schema()).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,134 @@
+//! From settings to objects: tiers, quotas and the engine over them.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvstored_backends::cache::{CacheSettings, CacheTier};
+use kvstored_backends::io::{IoPreference, IoSettings};
+use kvstored_backends::null::NullTier;
+use kvstored_backends::posix::{PosixSettings, PosixTier};
+use kvstored_core::quota::{QuotaLedger, QuotaSettings};
+use kvstored_core::tier::Tier;
+use kvstored_core::{Engine, EngineSettings, Error, Result, Runtime, TierKind};
+use rustix::fs::{Access, access};
+
+use crate::config::{IoEngine, ServeSettings};
+
+/// The quota that stands for every tenant without one of its own.
+const EVERY_TENANT: &str = "*";
+
+/// An engine and those of its tiers that somebody asks for more than the contract says.
+pub struct BuiltEngine {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Its memory: a cache, or the staging area of a pipeline without one.
+    pub cache: Arc<CacheTier>,
+    /// Its Posix tier, if the pipeline has one.
+    pub posix: Option<Arc<PosixTier>>,
+}
+
+/// An engine for use inside this process alone.
+pub fn build_engine(settings: &ServeSettings, runtime: Runtime) -> Result<Arc<Engine>> {
+    Ok(build(settings, runtime, false)?.engine)
+}
+
+/// Builds the pipeline. `shared` makes memory that other processes can map.
+///
+/// Fails as the tiers do, and with `PermissionDenied` or `Io`, naming the path, for a storage directory that can't be
+/// written.
+pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result<BuiltEngine> {
+    let keeps_blocks = settings.pipeline.contains(&TierKind::Cache);
+    let cache_settings = CacheSettings {
+        capacity_bytes: settings.cache_capacity_bytes,
+        policy: settings.eviction_policy,
+        keep: keeps_blocks,
+        shared,
+        huge_pages: settings.huge_pages,
+        shadow_sample_one_in: settings.shadow_sample_one_in,
+    };
+    let cache = CacheTier::open(
+        cache_settings,
+        if keeps_blocks { ledger(settings)? } else { None },
+    )?;
+    let mut lower: Vec<Arc<dyn Tier>> = Vec::new();
+    let mut posix = None;
+    for kind in settings.pipeline.tiers() {
+        match kind {
+            TierKind::Cache => {}
+            TierKind::Empty => lower.push(Arc::new(NullTier::empty())),
+            TierKind::Fake => lower.push(Arc::new(NullTier::fake())),
+            TierKind::Posix => {
+                for directory in &settings.storage_directories {
+                    prepare_storage(directory)?;
+                }
+                let tier = PosixTier::open(posix_settings(settings), runtime.clone(), ledger(settings)?)?;
+                lower.push(tier.clone());
+                posix = Some(tier);
+            }
+        }
+    }
+    let engine = Engine::new(
+        EngineSettings::default(),
+        runtime,
+        cache.clone(),
+        keeps_blocks,
+        lower,
+    );
+    Ok(BuiltEngine { engine, cache, posix })
+}
+
+/// A tier's own count of what tenants and namespaces occupy in it, if anything is bounded.
+fn ledger(settings: &ServeSettings) -> Result<Option<Arc<QuotaLedger>>> {
+    if settings.tenant_quotas.is_empty() && settings.namespace_quotas.is_empty() {
+        return Ok(None);
+    }
+    let named = settings
+        .tenant_quotas
+        .iter()
+        .filter(|(tenant, _)| *tenant != EVERY_TENANT);
+    let quotas = QuotaSettings {
+        tenants: named
+            .map(|(tenant, bytes)| (tenant.clone(), *bytes))
+            .collect::<HashMap<_, _>>(),
+        default_tenant_bytes: settings.tenant_quotas.get(EVERY_TENANT).copied(),
+        namespaces: settings.namespace_quotas.clone().into_iter().collect(),
+    };
+    quotas.validate()?;
+    Ok(Some(Arc::new(QuotaLedger::new(quotas))))
+}
+
+/// The Posix tier's settings.
+fn posix_settings(settings: &ServeSettings) -> PosixSettings {
+    PosixSettings {
+        directories: settings.storage_directories.clone(),
+        capacity_bytes: settings.posix_capacity_bytes,
+        segment_bytes: settings.posix_segment_bytes,
+        io: IoSettings {
+            preference: match settings.posix_io_engine {
+                IoEngine::Auto | IoEngine::Aio => IoPreference::Auto,
+                IoEngine::Uring => IoPreference::Uring,
+                IoEngine::Psync => IoPreference::Psync,
+            },
+            ..IoSettings::default()
+        },
+        direct: settings.io_direct,
+        tail_interval_ms: settings.posix_tail_interval_ms,
+        force_sync: settings.posix_force_sync,
+        writer_id: settings.posix_writer_id.clone(),
+        high_watermark: settings.posix_high_watermark,
+        low_watermark: settings.posix_low_watermark,
+        ..PosixSettings::default()
+    }
+}
+
+/// Creates a storage directory where it's missing, and says clearly when it can't be used.
+fn prepare_storage(directory: &Path) -> Result<()> {
+    let failed = |error: std::io::Error, what: &str| {
+        Error::from_io(error, format!("storage directory {}", what))
+            .with("storage_backends", directory.display())
+    };
+    std::fs::create_dir_all(directory).map_err(|error| failed(error, "can't be created"))?;
+    access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| failed(error.into(), "can't be written"))
+}

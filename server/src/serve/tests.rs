@@ -1,0 +1,82 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::config::{Directories, FileReport, ServeOptions, Word};
+
+fn settings(pipeline: &str, directory: &Path) -> ServeSettings {
+    let options = ServeOptions {
+        pipeline: Some(pipeline.parse().unwrap()),
+        storage_backends: Some(Directories(vec![directory.to_owned()])),
+        cache_buffer_capacity: Some("16MiB".parse().unwrap()),
+        posix_capacity: Some("64MiB".parse().unwrap()),
+        http: Some("off".parse::<Word<_>>().unwrap()),
+        tenant_quota: vec!["*=8MiB".parse().unwrap()],
+        ..ServeOptions::default()
+    };
+    ServeSettings::resolve(options, &FileReport::default(), &Environment::default()).unwrap()
+}
+
+#[test]
+fn every_pipeline_builds() {
+    let directory = tempfile::tempdir().unwrap();
+    for (pipeline, tiers) in [
+        ("Cache|Posix", vec!["Cache", "Posix"]),
+        ("Cache", vec!["Cache"]),
+        ("Posix", vec!["Staging", "Posix"]),
+        ("Cache|Empty", vec!["Cache", "Empty"]),
+        ("Empty", vec!["Staging", "Empty"]),
+        ("Fake", vec!["Staging", "Fake"]),
+    ] {
+        let engine = build_engine(
+            &settings(pipeline, &directory.path().join("blocks")),
+            Runtime::system(),
+        )
+        .unwrap();
+        assert_eq!(engine.tier_names(), tiers, "{pipeline}");
+        engine.shutdown();
+    }
+}
+
+#[test]
+fn a_storage_directory_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    let storage = file.join("below");
+    let Err(error) = build_engine(&settings("Cache|Posix", &storage), Runtime::system()) else {
+        panic!("built")
+    };
+    assert!(
+        error.to_string().contains(&storage.display().to_string()),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_sockets_directory_is_made_private() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("run/kvstored.sock");
+    prepare_socket_directory(&socket).unwrap();
+    let mode = std::fs::metadata(socket.parent().unwrap()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    prepare_socket_directory(&socket).unwrap();
+}
+
+#[test]
+fn a_directory_that_others_may_change_is_refused_in_a_shared_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let open =
+        |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    open(directory.path(), 0o777);
+    let below = directory.path().join("run");
+    prepare_socket_directory(&below.join("kvstored.sock")).unwrap();
+    open(&below, 0o777);
+    let error = prepare_socket_directory(&below.join("kvstored.sock")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    std::fs::remove_dir(&below).unwrap();
+    std::os::unix::fs::symlink("/", &below).unwrap();
+    assert!(
+        prepare_socket_directory(&below.join("kvstored.sock")).is_err(),
+        "a link could lead anywhere"
+    );
+}
