@@ -1,0 +1,13 @@
+//! End-to-end tests: real daemons, real files, real kills.
+
+mod bad_files;
+mod clients;
+mod kills;
+mod sharing;
+
+use kvstored_core::Layout;
+
+/// Small blocks of three shards with two tensors each.
+fn small_layout() -> Layout {
+    Layout::uniform(3, 2, 2048).unwrap()
+}

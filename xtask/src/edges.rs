@@ -1,0 +1,185 @@
+//! Who may depend on whom. The folder of a crate decides; folders and arrows are those of the house plan.
+
+use crate::workspace::{Package, Workspace};
+
+/// Crates that `core` must never use itself: no sockets, no file I/O, no Python.
+const FORBIDDEN_IN_CORE: [&str; 5] = ["tokio", "rustix", "io-uring", "libc", "pyo3"];
+
+/// Every edge that breaks a rule, in words.
+pub fn violations(workspace: &Workspace) -> Vec<String> {
+    workspace.packages.iter().flat_map(package_violations).collect()
+}
+
+fn package_violations(package: &Package) -> Vec<String> {
+    let from = house_folder(&package.folder);
+    let mut found = Vec::new();
+    for dependency in package
+        .dependencies
+        .iter()
+        .filter(|dependency| !dependency.development)
+    {
+        if let Some(to) = dependency.folder.as_deref().map(house_folder)
+            && !allowed(&from, &to)
+        {
+            found.push(format!(
+                "{from} may not depend on {to} ({} in {}/Cargo.toml)",
+                dependency.name, package.folder
+            ));
+        }
+        if from == "core" && FORBIDDEN_IN_CORE.contains(&dependency.name.as_str()) {
+            found.push(format!("core may not depend on {}", dependency.name));
+        }
+    }
+    found
+}
+
+/// The folder that the rules know: the first component of the path, or the first two below `plugins`.
+fn house_folder(path: &str) -> String {
+    let components = if path.starts_with("plugins/") { 2 } else { 1 };
+    path.split('/').take(components).collect::<Vec<_>>().join("/")
+}
+
+/// Whether a crate in folder `from` may use one in folder `to`, outside its tests.
+fn allowed(from: &str, to: &str) -> bool {
+    if from == to {
+        return true;
+    }
+    match to {
+        "server" => return matches!(from, "benches" | "tests"),
+        "python" => return false,
+        _ => {}
+    }
+    match from {
+        "benches" | "fuzz" | "tests" | "xtask" => true,
+        "backends" | "transfer" | "plugins/abi" => to == "core",
+        "client" => matches!(to, "core" | "backends"),
+        "server" => matches!(to, "core" | "backends" | "client" | "plugins/abi" | "transfer"),
+        "python" => matches!(to, "core" | "backends" | "client" | "plugins/abi" | "transfer"),
+        plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
+        // core, and every folder that the house plan doesn't have yet
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::Dependency;
+    use std::path::PathBuf;
+
+    fn package(folder: &str, dependencies: &[(&str, bool)]) -> Package {
+        let dependencies = dependencies
+            .iter()
+            .map(|(name, development)| Dependency {
+                name: (*name).to_owned(),
+                development: *development,
+                folder: name
+                    .contains('/')
+                    .then(|| name.trim_start_matches("./").to_owned()),
+            })
+            .collect();
+        Package {
+            folder: folder.to_owned(),
+            manifest: PathBuf::new(),
+            dependencies,
+        }
+    }
+
+    fn workspace(packages: Vec<Package>) -> Workspace {
+        Workspace {
+            root: PathBuf::new(),
+            target: PathBuf::new(),
+            packages,
+        }
+    }
+
+    #[test]
+    fn the_house_plan_itself_is_allowed() {
+        let found = violations(&workspace(vec![
+            package("core", &[("bytes", false)]),
+            package("backends", &[("./core", false), ("libc", false)]),
+            package("client", &[("./core", false), ("./backends", false)]),
+            package("transfer", &[("./core", false)]),
+            package("plugins/abi", &[("./core", false)]),
+            package("plugins/ds3fs", &[("./plugins/abi", false)]),
+            package(
+                "server",
+                &[
+                    ("./core", false),
+                    ("./client", false),
+                    ("./transfer", false),
+                    ("./plugins/abi", false),
+                ],
+            ),
+            package(
+                "python",
+                &[("./core", false), ("./backends", false), ("./client", false)],
+            ),
+            package("benches", &[("./server", false), ("./transfer", false)]),
+            package("tests", &[("./server", false)]),
+            package("xtask", &[("./core", false)]),
+        ]));
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_edge_against_the_arrows_is_named() {
+        let found = violations(&workspace(vec![package("core", &[("./backends", false)])]));
+        assert_eq!(
+            found,
+            ["core may not depend on backends (./backends in core/Cargo.toml)"]
+        );
+        for (from, to) in [
+            ("backends", "client"),
+            ("client", "transfer"),
+            ("transfer", "backends"),
+            ("plugins/abi", "backends"),
+            ("plugins/ds3fs", "core"),
+            ("plugins/ds3fs", "plugins/cuda"),
+            ("server", "benches"),
+            ("newcomer", "core"),
+        ] {
+            assert!(!allowed(from, to), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn only_benches_and_tests_use_the_server_and_nobody_uses_python() {
+        for from in [
+            "core",
+            "backends",
+            "client",
+            "transfer",
+            "plugins/abi",
+            "python",
+            "fuzz",
+            "xtask",
+        ] {
+            assert!(!allowed(from, "server"), "{from}");
+        }
+        for from in ["core", "server", "benches", "tests", "fuzz", "xtask"] {
+            assert!(!allowed(from, "python"), "{from}");
+        }
+    }
+
+    #[test]
+    fn crates_of_one_folder_may_use_each_other_and_tests_may_use_anything() {
+        let found = violations(&workspace(vec![
+            package("core/format", &[("./core/io", false)]),
+            package("backends", &[("./client", true)]),
+        ]));
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn core_stays_free_of_sockets_and_files() {
+        let found = violations(&workspace(vec![
+            package("core", &[("tokio", false), ("libc", true)]),
+            package("core/io", &[("rustix", false)]),
+        ]));
+        assert_eq!(
+            found,
+            ["core may not depend on tokio", "core may not depend on rustix"]
+        );
+    }
+}

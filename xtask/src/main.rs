@@ -1,0 +1,81 @@
+//! Developer commands: `cargo xtask demo | test | lint | fuzz | crash`.
+//!
+//! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
+//! status when anything failed.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "developer commands wait for real processes in real time; nothing here is simulated"
+)]
+
+mod crash;
+mod demo;
+mod edges;
+mod fuzz;
+mod lint;
+mod manifest;
+mod process;
+mod setup;
+mod test;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::process::Outcome;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of kvstored")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a trace from a daemon twice, restarting it in between, and show what hit where
+    Demo {
+        /// Trace to replay, one JSON object a line
+        #[arg(long)]
+        trace: Option<PathBuf>,
+    },
+    /// Everything that continuous integration runs: lint, tests, benches, short fuzzing, short power cuts
+    Test,
+    /// Formatting, dependency edges, clippy, licences and bans
+    Lint,
+    /// Run every fuzz target for a while
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only this target
+        #[arg(long)]
+        target: Option<String>,
+    },
+    /// Cut the power under a writer, or kill it, and check that what was acknowledged is still there
+    Crash(crash::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    let workspace = Workspace::load()?;
+    match command {
+        Command::Demo { trace } => demo::run(&workspace, trace),
+        Command::Test => test::run(&workspace),
+        Command::Lint => lint::run(&workspace),
+        Command::Fuzz { seconds, target } => fuzz::run(&workspace, seconds, target.as_deref()),
+        Command::Crash(options) => crash::run(&workspace, &options),
+    }
+}
