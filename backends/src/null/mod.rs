@@ -36,7 +36,11 @@ impl NullTier {
     }
 
     fn of(kind: TierKind) -> Self {
-        Self { kind, written_bytes: AtomicU64::new(0), stopped: AtomicBool::new(false) }
+        Self {
+            kind,
+            written_bytes: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        }
     }
 
     fn outcome(&self, operation: &Operation) -> Result<()> {
@@ -89,10 +93,18 @@ impl Tier for NullTier {
     }
 
     fn statistics(&self) -> TierStatistics {
-        TierStatistics { written_bytes: self.written_bytes.load(Ordering::Relaxed), ..TierStatistics::default() }
+        TierStatistics {
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            ..TierStatistics::default()
+        }
     }
 
-    fn list(&self, _namespace: Option<&Namespace>, _after: Option<&BlockKey>, _limit: usize) -> Vec<BlockKey> {
+    fn list(
+        &self,
+        _namespace: Option<&Namespace>,
+        _after: Option<&BlockKey>,
+        _limit: usize,
+    ) -> Vec<BlockKey> {
         Vec::new()
     }
 

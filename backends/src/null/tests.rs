@@ -36,7 +36,11 @@ impl Fixture {
         };
         let namespace = Arc::new(NamespaceInfo::new(identity, Layout::uniform(2, 1, 4096).unwrap()).unwrap());
         let arena = Arc::new(Arena::heap(namespace.layout.image_bytes()).unwrap());
-        Self { namespace, arena, owner: Arc::default() }
+        Self {
+            namespace,
+            arena,
+            owner: Arc::default(),
+        }
     }
 
     /// The outcome of one operation, and whether its buffer came back.
@@ -67,17 +71,27 @@ fn dumps_are_accepted_and_forgotten() {
         assert!(!present[0], "{} must never claim to have a block", tier.name());
         assert_eq!(tier.lookup_on_prefix(&fixture.namespace, &hash), 0);
         for action in [Action::Read, Action::Verify] {
-            assert_eq!(fixture.run(&tier, action).unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(
+                fixture.run(&tier, action).unwrap_err().kind(),
+                ErrorKind::NotFound
+            );
         }
     }
-    assert_eq!(fixture.owner.released.load(Ordering::Relaxed), 10, "every buffer was given back");
+    assert_eq!(
+        fixture.owner.released.load(Ordering::Relaxed),
+        10,
+        "every buffer was given back"
+    );
 }
 
 #[test]
 fn a_lookup_leaves_the_hits_of_other_tiers_alone() {
     let fixture = Fixture::new();
     let mut present = [true, false];
-    let hashes = [BlockHash::new(&[1; 16]).unwrap(), BlockHash::new(&[2; 16]).unwrap()];
+    let hashes = [
+        BlockHash::new(&[1; 16]).unwrap(),
+        BlockHash::new(&[2; 16]).unwrap(),
+    ];
     NullTier::fake().lookup(&fixture.namespace, &hashes, &mut present);
     assert_eq!(present, [true, false]);
 }
@@ -90,7 +104,10 @@ fn only_fake_counts_what_it_would_have_written() {
         fixture.run(tier, Action::Write(Durability::Tier)).unwrap();
     }
     assert_eq!(empty.statistics().written_bytes, 0);
-    assert_eq!(fake.statistics().written_bytes, fixture.namespace.layout.image_bytes() as u64);
+    assert_eq!(
+        fake.statistics().written_bytes,
+        fixture.namespace.layout.image_bytes() as u64
+    );
     assert_eq!((empty.name(), fake.name()), ("Empty", "Fake"));
 }
 

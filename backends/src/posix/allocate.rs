@@ -158,7 +158,7 @@ fn make(
     match &result {
         Err(error) if error.message() == CAPACITY_USED_UP => {}
         Err(error) if !matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::TimedOut) => {
-            log.degrade(error)
+            log.degrade(error);
         }
         _ => {}
     }

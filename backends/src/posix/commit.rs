@@ -31,7 +31,8 @@ impl Writer {
             let mut result = result;
             if result.is_ok() && pending.wants_flush() {
                 let known = synced.iter().find(|(file, _)| Arc::ptr_eq(file, &pending.file));
-                result = known.map(|(_, outcome)| outcome.clone()).unwrap_or_else(|| {
+                let known = known.map(|(_, outcome)| outcome.clone());
+                result = known.unwrap_or_else(|| {
                     let outcome = sync_data(&pending.file);
                     synced.push((Arc::clone(&pending.file), outcome.clone()));
                     outcome

@@ -33,28 +33,23 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{
-    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result, Tier,
-    TierStatistics,
+    Action, BlockHash, Error, ErrorKind, NamespaceInfo, Operation, Result, Tier,
 };
 use parking_lot::Mutex;
 
 use self::directory::Directory;
-use self::format::journal::{BlockRecord, Record};
 use self::format::manifest::Manifest;
-use self::format::{NamespaceShape, WriterId};
-use self::index::{NamespaceIndex, end_of_unit, last_generation};
+use self::format::NamespaceShape;
+use self::index::NamespaceIndex;
 use self::log::{Log, WriteTask};
 use self::maintenance::Bell;
 use self::shared::{Shared, count};
 use crate::io::IoEngine;
-use crate::io::files::sync_data;
 
 pub use self::settings::PosixSettings;
 

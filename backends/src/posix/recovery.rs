@@ -10,7 +10,7 @@ use kvstored_core::{BlockKey, Envelope, ErrorKind, PAGE_BYTES, Result};
 
 use super::directory::{Directory, failed};
 use super::format::journal::Record;
-use super::format::segment::{Entry, Footer, SegmentHeader};
+use super::format::segment::{Entry, Footer, SegmentHeader, footer_pages};
 use super::format::{NamespaceShape, PAGE};
 use super::index::coarse;
 use super::journal_writer::{JournalWriter, journal_name};
@@ -289,7 +289,14 @@ impl Recovery<'_> {
                 .collect(),
             entries,
         };
-        let footer_page = end.min(u64::from(u32::MAX)) as u32;
+        // A dead process's writes may still be on their way to the pages behind its last known image, but never to
+        // those it kept free for the footer.
+        let last = u64::from(header.pages).saturating_sub(u64::from(footer_pages(
+            footer.namespaces.len(),
+            footer.entries.len(),
+        )));
+        let footer_page = end.max(last).min(u64::from(u32::MAX)) as u32;
+        give_back(&file, end, u64::from(footer_page));
         write_footer(
             &file,
             &header,
@@ -396,5 +403,16 @@ impl Recovery<'_> {
     ) {
         let latest = publish(self.shared, segment, entries, shapes, true);
         self.last_generation = self.last_generation.max(latest);
+    }
+}
+
+/// Gives unused pages of a segment back to the file system, where it can. On local file systems this also waits for
+/// direct writes under way, which would otherwise collide with the cached pages of the footer (EIO at its flush).
+fn give_back(file: &File, from: u64, to: u64) {
+    if from < to {
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(file, flags, from * PAGE, (to - from) * PAGE) {
+            tracing::debug!(%error, "unused pages of a segment stay allocated");
+        }
     }
 }

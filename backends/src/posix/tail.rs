@@ -123,7 +123,7 @@ fn drop_gone(log: &Log, round: &mut Round) {
 pub fn purge(log: &Log, namespace: &Namespace, bound: u64) -> u64 {
     let mut places: HashMap<u32, usize> = HashMap::new();
     let gone = log.shared.index.purge(namespace, bound, |location| {
-        *places.entry(location.segment).or_default() += 1
+        *places.entry(location.segment).or_default() += 1;
     });
     let Some(index) = log.shared.index.get(namespace) else {
         return gone;

@@ -35,7 +35,7 @@ impl Tier for PosixTier {
                 Err(error) if error.kind() == ErrorKind::Mismatch => return Err(error),
                 // it's tried again before the first block is stored
                 Err(error) => {
-                    tracing::warn!(%error, namespace = %namespace.namespace, "a manifest can't be written")
+                    tracing::warn!(%error, namespace = %namespace.namespace, "a manifest can't be written");
                 }
             }
         }

@@ -3,18 +3,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvstored_core::tier::Completion;
 use kvstored_core::{BlockKey, Durability, Envelope, Error, ErrorKind, Result, SlotGuard};
 
 use super::format::PAGE;
-use super::format::journal::{BlockRecord, Record};
-use super::format::segment::Entry;
 use super::index::Location;
 use super::log::{Finished, Log, WriteTask};
-use super::own::Own;
 use super::shared::count;
 use crate::io::files::sync_data;
 use crate::io::{Direction, IoRequest};
@@ -27,24 +23,24 @@ const NO_ROOM_INTERVAL: Duration = Duration::from_millis(20);
 
 /// An image that is being written.
 pub(super) struct Pending {
-    task: Unwritten,
-    incarnation: u64,
-    segment: u32,
-    page: u32,
-    ordinal: u16,
-    generation: u64,
-    file: Arc<File>,
+    pub(super) task: Unwritten,
+    pub(super) incarnation: u64,
+    pub(super) segment: u32,
+    pub(super) page: u32,
+    pub(super) ordinal: u16,
+    pub(super) generation: u64,
+    pub(super) file: Arc<File>,
     /// The same block, asked for again meanwhile.
-    followers: Vec<WriteTask>,
+    pub(super) followers: Vec<WriteTask>,
 }
 
 /// A task whose buffer is at the I/O engine.
 pub(super) struct Unwritten {
-    index: Arc<super::index::NamespaceIndex>,
-    key: BlockKey,
-    durability: Durability,
-    reinserted: Option<(Location, u64)>,
-    completion: Completion,
+    pub(super) index: Arc<super::index::NamespaceIndex>,
+    pub(super) key: BlockKey,
+    pub(super) durability: Durability,
+    pub(super) reinserted: Option<(Location, u64)>,
+    pub(super) completion: Completion,
 }
 
 /// Completions to be called without any lock.
@@ -53,9 +49,9 @@ pub(super) type Done = Vec<(Completion, SlotGuard, Result<()>)>;
 /// State of the log's thread.
 #[derive(Default)]
 pub(super) struct Writer {
-    next_ticket: u64,
-    pending: HashMap<u64, Pending>,
-    tickets: HashMap<BlockKey, u64>,
+    pub(super) next_ticket: u64,
+    pub(super) pending: HashMap<u64, Pending>,
+    pub(super) tickets: HashMap<BlockKey, u64>,
 }
 
 /// Where a task goes.

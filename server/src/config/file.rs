@@ -81,11 +81,12 @@ impl FileReport {
         let length = std::fs::metadata(path).map(|metadata| metadata.len());
         if length.is_ok_and(|length| length > yaml::MAX_FILE_BYTES as u64) {
             return Err(Error::invalid(format!(
-                "the file is larger than {} bytes",
+                "the configuration file is larger than {} bytes",
                 yaml::MAX_FILE_BYTES
             )));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| Error::from_io(error, "can't be read"))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::from_io(error, "the configuration file can't be read"))?;
         Self::parse(&text)
     }
 
@@ -93,7 +94,9 @@ impl FileReport {
     pub fn parse(text: &str) -> Result<Self> {
         let root = yaml::parse(text)?;
         let Some(entries) = root.entries() else {
-            return Err(Error::invalid("the file is not a mapping of keys to values"));
+            return Err(Error::invalid(
+                "the configuration is not a mapping of keys to values",
+            ));
         };
         let mut report = Self::default();
         let mut ours = Section::<ServeOptions>::new("");

@@ -36,7 +36,7 @@ fn flags(arguments: &[&str]) -> ServeOptions {
         .options
 }
 
-fn resolve(arguments: &[&str], text: &str) -> ServeSettings {
+pub(super) fn resolve(arguments: &[&str], text: &str) -> ServeSettings {
     let report = FileReport::parse(text).unwrap();
     assert_eq!(report.problems, []);
     ServeSettings::resolve(flags(arguments), &report, &machine()).unwrap()
@@ -64,72 +64,6 @@ fn ucms_file_works_as_it_is() {
     assert_eq!(settings.cache_capacity_bytes, 64 << 30);
     assert_eq!(settings.origin("cache_buffer_capacity"), Origin::File);
     assert_eq!(settings.origin("http"), Origin::Default);
-}
-
-#[test]
-fn every_key_of_ucm_is_accepted() {
-    let text = r#"
-ucm_connectors:
-  - ucm_connector_name: UcmPipelineStore
-    ucm_connector_module_path: somewhere.store
-    ucm_connector_config:
-      store_pipeline: "Cache|Posix"
-      storage_backends: "/mnt/a:/mnt/b"
-      unique_id: run-1
-      device_id: -1
-      tensor_size: 65536
-      tensor_size_list: [65536, 65536]
-      shard_size: 131072
-      block_size: 8388608
-      io_direct: false
-      cache_buffer_capacity_gb: 32
-      share_buffer_enable: true
-      waiting_queue_depth: 8192
-      running_queue_depth: 524288
-      timeout_ms: 30000
-      cache_stream_number: 4
-      cpu_affinity_cores: [0, 1]
-      posix_io_engine: aio
-      posix_data_trans_concurrency: 128
-      posix_lookup_concurrency: 8
-      posix_open_concurrency: 8
-      posix_commit_concurrency: 8
-      data_dir_shard_bytes: 3
-      posix_gc_enable: true
-      posix_capacity_gb: 100
-      posix_gc_trigger_threshold_ratio: 0.7
-      posix_gc_recycle_percent: 0.1
-      posix_gc_check_interval_sec: 30
-      posix_gc_concurrency: 16
-      posix_gc_max_recycle_count_per_shard: 1000
-      posix_gc_shard_sample_ratio: 0.1
-enable_event_sync: true
-use_layerwise: true
-load_only_first_rank: false
-metrics_config_path: /etc/metrics.yaml
-"#;
-    let settings = resolve(&[], text);
-    assert_eq!(
-        settings.storage_directories,
-        [PathBuf::from("/mnt/a"), PathBuf::from("/mnt/b")]
-    );
-    assert_eq!(settings.posix_capacity_bytes, 100 << 30);
-    assert_eq!(settings.posix_io_engine, IoEngine::Aio);
-    assert!(!settings.io_direct);
-    assert!((settings.posix_high_watermark - 0.7).abs() < 1e-9);
-    assert!((settings.posix_low_watermark - 0.63).abs() < 1e-9);
-    assert!(
-        settings.notes.iter().any(|note| note.contains("aio")),
-        "{:?}",
-        settings.notes
-    );
-    let report = FileReport::parse(text).unwrap();
-    assert_eq!(report.block_bytes, Some(8_388_608));
-    assert_eq!(
-        report.remarks.len(),
-        ucm::NO_EFFECT.len(),
-        "each key without effect is said once"
-    );
 }
 
 #[test]

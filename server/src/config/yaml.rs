@@ -211,11 +211,13 @@ mod tests {
                 .to_string()
                 .contains("at most")
         );
-        let mut bomb = String::from("x0: &x0 [1,1,1,1,1,1,1,1,1,1]\n");
-        for level in 1..20 {
-            let one = format!("*x{}", level - 1);
-            bomb += &format!("x{level}: &x{level} [{}]\n", vec![one; 10].join(","));
-        }
+        let level = |level: usize| {
+            format!(
+                "x{level}: &x{level} [{}]\n",
+                vec![format!("*x{}", level - 1); 10].join(",")
+            )
+        };
+        let bomb = "x0: &x0 [1,1,1,1,1,1,1,1,1,1]\n".to_owned() + &(1..20).map(level).collect::<String>();
         assert!(parse(&bomb).is_err(), "aliases must not multiply without bound");
     }
 }

@@ -86,11 +86,18 @@ pub fn evict(context: &Context, arguments: &EvictArguments) -> Result<ExitCode> 
 
 /// Opens a namespace of which only the digest is known. Fails with `NotFound` where the daemon knows no more either.
 fn open(context: &Context, namespace: &Namespace) -> Result<NamespaceHandle> {
-    let row = context.client.namespaces()?.into_iter().find(|row| row.namespace == *namespace);
+    let row = context
+        .client
+        .namespaces()?
+        .into_iter()
+        .find(|row| row.namespace == *namespace);
     let known = row.and_then(|row| Some((row.layout()?, row.identity?)));
     let (layout, identity) = known.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, "the daemon has no blocks of the namespace, or doesn't know what it stands for")
-            .with("namespace", namespace)
+        Error::new(
+            ErrorKind::NotFound,
+            "the daemon has no blocks of the namespace, or doesn't know what it stands for",
+        )
+        .with("namespace", namespace)
     })?;
     context.client.open_namespace(&identity, &layout)
 }

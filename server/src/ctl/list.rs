@@ -41,7 +41,8 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn namespaces(context: &Context) -> Result<()> {
-    let rows = context.client.namespaces()?;
+    let mut rows = context.client.namespaces()?;
+    rows.retain(|row| row.blocks_by_tier.iter().any(|blocks| *blocks > 0));
     if context.json {
         return emit_json(&json!({ "tiers": context.client.tier_names(), "namespaces": rows }));
     }

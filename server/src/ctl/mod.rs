@@ -64,7 +64,9 @@ struct Context {
 
 /// Runs `kvstored ctl`. The exit code is 3 when no daemon answers.
 pub fn run(arguments: CtlArguments, environment: &Environment) -> Result<ExitCode> {
-    let socket = arguments.socket.map(plain_path).unwrap_or_else(|| environment.default_socket());
+    let socket = arguments
+        .socket
+        .map_or_else(|| environment.default_socket(), plain_path);
     let runtime = Runtime::system();
     let settings = ClientSettings {
         streams: 1,

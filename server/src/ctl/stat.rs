@@ -40,39 +40,33 @@ pub fn text(statistics: &EngineStatistics) -> String {
         "state",
     ];
     let rows: Vec<Vec<String>> = statistics.tiers.iter().map(row).collect();
-    let mut text = table(&headings, &rows);
-    text += &format!(
-        "\ndumped {} blocks, {}; {} namespaces open, {} blocks being promoted, {} dumps waiting for room\n",
+    let tiers = table(&headings, &rows);
+    let dumped = format!(
+        "dumped {} blocks, {}",
         statistics.dumped_blocks,
-        format_bytes(statistics.dumped_bytes),
-        statistics.namespaces,
-        statistics.promotions_in_flight,
-        statistics.parked_requests,
+        format_bytes(statistics.dumped_bytes)
+    );
+    let under_way = format!(
+        "{} namespaces open, {} blocks being promoted, {} dumps waiting for room",
+        statistics.namespaces, statistics.promotions_in_flight, statistics.parked_requests,
     );
     let timings = [
         ("lookup", &statistics.lookup),
         ("acquire", &statistics.acquire),
         ("commit", &statistics.commit),
     ];
-    text += "\n";
-    text += &table(
+    let timings = table(
         &["time in us", "count", "p50", "p99", "mean"],
         &timings.map(|(name, timing)| timing_row(name, timing)),
     );
-    let errors: Vec<String> = statistics
-        .errors
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(kind, count)| format!("{kind} {count}"))
-        .collect();
-    text + &format!(
-        "\nerrors: {}\n",
-        if errors.is_empty() {
-            "none".to_owned()
-        } else {
-            errors.join(", ")
-        }
-    )
+    let counted = statistics.errors.iter().filter(|(_, count)| *count > 0);
+    let errors: Vec<String> = counted.map(|(kind, count)| format!("{kind} {count}")).collect();
+    let errors = if errors.is_empty() {
+        "none".to_owned()
+    } else {
+        errors.join(", ")
+    };
+    format!("{tiers}\n{dumped}; {under_way}\n\n{timings}\nerrors: {errors}\n")
 }
 
 fn row(tier: &TierReport) -> Vec<String> {

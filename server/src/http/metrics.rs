@@ -62,9 +62,11 @@ impl Collector for Daemon {
     }
 }
 
+/// Takes one number out of a tier's report.
+type Level = fn(&TierReport) -> u64;
+
 fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
     let bytes = Some(&Unit::Bytes);
-    type Level = fn(&TierReport) -> u64;
     let levels: [(&str, &str, Option<&Unit>, Level); 7] = [
         (
             "tier_allocated",

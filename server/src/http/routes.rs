@@ -40,13 +40,16 @@ async fn ready(State(state): State<Arc<AdminState>>) -> (StatusCode, String) {
     let Some(parts) = state.parts().filter(|_| phase == Phase::Ready) else {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", phase.name()));
     };
-    let mut body = format!("{}\n", phase.name());
+    let mut lines = vec![phase.name().to_owned()];
     for tier in (parts.statistics)().tiers {
         if tier.statistics.degraded {
-            body += &format!("degraded: {}: {}\n", tier.name, tier.statistics.degraded_reason);
+            lines.push(format!(
+                "degraded: {}: {}",
+                tier.name, tier.statistics.degraded_reason
+            ));
         }
     }
-    (StatusCode::OK, body)
+    (StatusCode::OK, lines.join("\n") + "\n")
 }
 
 async fn scrape(State(state): State<Arc<AdminState>>) -> Response {

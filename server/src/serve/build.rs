@@ -125,7 +125,7 @@ fn posix_settings(settings: &ServeSettings) -> PosixSettings {
 /// Creates a storage directory where it's missing, and says clearly when it can't be used.
 fn prepare_storage(directory: &Path) -> Result<()> {
     let failed = |error: std::io::Error, what: &str| {
-        Error::from_io(error, format!("storage directory {}", what))
+        Error::from_io(error, format!("storage directory {what}"))
             .with("storage_backends", directory.display())
     };
     std::fs::create_dir_all(directory).map_err(|error| failed(error, "can't be created"))?;

@@ -105,7 +105,12 @@ impl Directory<'_> {
             .arg(&self.socket)
             .arg(self.rounds.to_string())
             .arg(random.next().to_string());
-        let mut writer = Guarded::spawn(command.stdin(Stdio::null()).stdout(File::create(&output)?))?;
+        // its last words, that the daemon is gone, matter only beside the daemon's own
+        command
+            .stdin(Stdio::null())
+            .stdout(File::create(&output)?)
+            .stderr(self.open_log()?);
+        let mut writer = Guarded::spawn(&mut command)?;
         std::thread::sleep(writing);
         victim.before_kill(random.next())?;
         if let Some(status) = daemon.kill()?.filter(|_| victim.surviving_level() == "tier") {
@@ -136,12 +141,17 @@ impl Directory<'_> {
     /// What the daemons said last.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
+        // each start logs its settings, which are the same in every round
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" setting ")).collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
+    fn open_log(&self) -> Result<File, Failure> {
+        Ok(File::options().create(true).append(true).open(&self.log)?)
+    }
+
     fn start(&self) -> Result<Guarded, Failure> {
-        let log = File::options().create(true).append(true).open(&self.log)?;
+        let log = self.open_log()?;
         let mut command = Command::new(&self.rig.daemon);
         command
             .args(DAEMON_ARGUMENTS)

@@ -141,7 +141,7 @@ fn damaged_journals_cost_nothing_that_segments_can_tell() {
         ("deleted", |path| fs::remove_file(path).unwrap()),
         ("emptied", |path| fs::write(path, b"").unwrap()),
         ("zeroed", |path| {
-            fs::write(path, vec![0; fs::metadata(path).unwrap().len() as usize]).unwrap()
+            fs::write(path, vec![0; fs::metadata(path).unwrap().len() as usize]).unwrap();
         }),
         ("cut in a record", |path| {
             let bytes = fs::read(path).unwrap();
@@ -152,7 +152,7 @@ fn damaged_journals_cost_nothing_that_segments_can_tell() {
             fs::write(path, &bytes[..bytes.len() - 640]).unwrap();
         }),
         ("a record flipped", |path| {
-            flip(path, fs::metadata(path).unwrap().len() - 10 * 64 + 20, 1)
+            flip(path, fs::metadata(path).unwrap().len() - 10 * 64 + 20, 1);
         }),
     ];
     for (what, damage) in damages {

@@ -1,4 +1,4 @@
-//! Restart with many blocks, run by hand: `cargo test --release -p kvstored-backends -- --ignored --nocapture measure`.
+//! Restart and throughput, run by hand: `cargo test --release -p kvstored-backends -- --ignored --nocapture measure`.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -98,4 +98,101 @@ fn restart(segments: u32, blocks: u32) {
 fn measure_restart() {
     restart(62, 16_129);
     restart(620, 16_129);
+}
+
+/// Blocks of 1 MiB in the throughput measurement.
+const THROUGHPUT_BLOCKS: u64 = 1024;
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_throughput() {
+    use kvstored_core::{Action, Durability, Operation};
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use crate::io::files::{allocate, open_direct};
+    use crate::io::{Direction, IoRequest, IoSettings, open_io_engine};
+
+    let runtime = Runtime::system();
+    let clock = Arc::clone(&runtime.clock);
+    let store = directory();
+    let tier = open_with(PosixSettings { capacity_bytes: 8 << 30, segment_bytes: None, ..settings(store.path()) });
+    let info = namespace_of("large", Layout::uniform(1, 2, 512 << 10).unwrap());
+    tier.open_namespace(&info).unwrap();
+    let image_bytes = info.layout.image_bytes();
+    let engine = open_io_engine(&IoSettings::default(), &runtime, "limit").unwrap();
+    let file = Arc::new(open_direct(&store.path().join("limit"), true).unwrap().0);
+    let slots: Vec<_> = (0..THROUGHPUT_BLOCKS).map(|number| image(&info, &hash(number))).collect();
+    let bytes = THROUGHPUT_BLOCKS as f64 * image_bytes as f64 / 1e9;
+    let limit = |direction: Direction| {
+        let started = clock.now();
+        let (sender, receiver) = channel();
+        for chunk in (0..THROUGHPUT_BLOCKS as usize).collect::<Vec<_>>().chunks(32) {
+            let batch = chunk.iter().map(|number| {
+                let sender = sender.clone();
+                IoRequest {
+                    file: Arc::clone(&file),
+                    direction,
+                    file_offset: (number * image_bytes) as u64,
+                    buffer: slots[*number].clone(),
+                    buffer_offset: 0,
+                    length: image_bytes,
+                    completion: Box::new(move |_, result| sender.send(result).unwrap()),
+                }
+            });
+            engine.submit(batch.collect());
+        }
+        for _ in 0..THROUGHPUT_BLOCKS {
+            receiver.recv().unwrap().unwrap();
+        }
+        bytes / clock.now().duration_since(started).as_secs_f64()
+    };
+    let through = |action: Action| {
+        let started = clock.now();
+        let (sender, receiver) = channel();
+        for chunk in (0..THROUGHPUT_BLOCKS).collect::<Vec<_>>().chunks(32) {
+            let batch = chunk.iter().map(|number| {
+                let sender = sender.clone();
+                Operation {
+                    namespace: Arc::clone(&info),
+                    hash: hash(*number),
+                    action,
+                    buffer: slots[*number as usize].clone(),
+                    completion: Box::new(move |_, result| sender.send(result).unwrap()),
+                }
+            });
+            tier.submit(batch.collect());
+        }
+        for _ in 0..THROUGHPUT_BLOCKS {
+            receiver.recv().unwrap().unwrap();
+        }
+        bytes / clock.now().duration_since(started).as_secs_f64()
+    };
+    allocate(&file, THROUGHPUT_BLOCKS * image_bytes as u64).unwrap();
+    for round in 0..4 {
+        let direct_write = limit(Direction::Write);
+        let dump = through(Action::Write(Durability::Tier));
+        let direct_read = limit(Direction::Read);
+        let load = through(Action::Read);
+        println!(
+            "round {round}: write {dump:.2} of {direct_write:.2} GB/s ({:.2}), read {load:.2} of {direct_read:.2} GB/s ({:.2})",
+            dump / direct_write,
+            load / direct_read
+        );
+        let hashes: Vec<BlockHash> = (0..THROUGHPUT_BLOCKS).map(hash).collect();
+        assert_eq!(tier.remove(&info, &hashes), THROUGHPUT_BLOCKS);
+        // the limit's file is written afresh as well
+        file.set_len(0).unwrap();
+        allocate(&file, THROUGHPUT_BLOCKS * image_bytes as u64).unwrap();
+    }
+    let wide: Vec<BlockHash> = (0..8192).map(hash).collect();
+    let small = namespace(&*tier);
+    write(&*tier, &small, 0..8192);
+    let mut best = f64::MAX;
+    for _ in 0..50 {
+        let started = clock.now();
+        assert_eq!(tier.lookup_on_prefix(&small, &wide), 8192);
+        best = best.min(clock.now().duration_since(started).as_secs_f64());
+    }
+    println!("lookup_on_prefix of 8192: {:.0} us at best", best * 1e6);
 }

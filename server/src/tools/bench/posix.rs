@@ -16,6 +16,8 @@ const ROUND_BYTES: usize = 512 << 20;
 /// Bytes dumped in a round of `dump_sustained`, and what the cache holds of them.
 const DUMP_ROUND_BYTES: usize = 768 << 20;
 const DUMP_CACHE_BYTES: u64 = 256 << 20;
+/// Engine memory that they are dumped from, over and over.
+const SOURCE_BYTES: usize = 128 << 20;
 const POSIX_BYTES: u64 = 6 << 30;
 /// Copying threads; the store's default.
 const STREAMS: usize = 2;
@@ -126,8 +128,8 @@ pub struct Dumping {
     embedded: Embedded,
     namespace: kvstored_client::NamespaceHandle,
     memory: Scattered,
-    blocks_at_a_time: usize,
-    repeats: usize,
+    blocks: usize,
+    payload_bytes: usize,
     direct: DirectFile,
     // after everything that has files in it
     _directory: tempfile::TempDir,
@@ -137,8 +139,7 @@ impl Dumping {
     /// Opens a store with a small cache.
     pub fn new(setup: &Setup, geometry: Geometry) -> Result<Self> {
         let layout = geometry.whole_block()?;
-        let blocks_at_a_time = (DUMP_CACHE_BYTES as usize / 2 / geometry.block_bytes()).max(1);
-        let repeats = DUMP_ROUND_BYTES / (blocks_at_a_time * geometry.block_bytes());
+        let blocks = (DUMP_ROUND_BYTES / geometry.block_bytes()).max(1);
         let directory = setup.directory()?;
         let store = directory.path().join("store");
         let embedded = setup.embedded(
@@ -149,17 +150,23 @@ impl Dumping {
             STREAMS,
         )?;
         let namespace = embedded.client.open_namespace(&Setup::identity(), &layout)?;
-        let mut memory = Scattered::new(geometry, blocks_at_a_time)?;
+        let mut memory = Scattered::new(geometry, (SOURCE_BYTES / geometry.block_bytes()).max(1))?;
         memory.fill(SEED);
-        let (image_bytes, blocks) = (layout.image_bytes(), blocks_at_a_time * repeats);
-        let slots = DUMP_CACHE_BYTES as usize / image_bytes;
-        let direct = DirectFile::new(directory.path(), image_bytes, blocks, slots, &setup.runtime)?;
+        let slots = DUMP_CACHE_BYTES as usize / layout.image_bytes();
+        let direct = DirectFile::new(
+            directory.path(),
+            layout.image_bytes(),
+            blocks,
+            slots,
+            &setup.runtime,
+        )?;
+        let payload_bytes = blocks * geometry.block_bytes();
         Ok(Self {
             embedded,
             namespace,
             memory,
-            blocks_at_a_time,
-            repeats,
+            blocks,
+            payload_bytes,
             direct,
             _directory: directory,
         })
@@ -167,7 +174,7 @@ impl Dumping {
 
     /// Bytes of KV dumped in a round.
     pub fn payload_bytes(&self) -> usize {
-        self.memory.payload_bytes() * self.repeats
+        self.payload_bytes
     }
 
     /// What isn't timed: forgets what the last round dumped, so that no round pays for eviction.
@@ -187,12 +194,9 @@ impl Dumping {
         if side == Side::Limit {
             return self.direct.transfer(Direction::Write);
         }
-        for _ in 0..self.repeats {
-            let hashes = hashes(setup.number(), self.blocks_at_a_time)?;
-            self.memory
-                .dump(&self.embedded.client, &self.namespace, &hashes, Durability::Tier)?;
-        }
-        Ok(())
+        let hashes = hashes(setup.number(), self.blocks)?;
+        self.memory
+            .dump(&self.embedded.client, &self.namespace, &hashes, Durability::Tier)
     }
 
     /// Bytes that the storage tier has written so far.

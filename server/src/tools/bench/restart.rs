@@ -21,7 +21,9 @@ const SEGMENT_BLOCKS: u64 = 125_000;
 const SEGMENT_PAGES: u32 = 1 << 18;
 const WRITER: WriterId = WriterId([7; 16]);
 const CACHE_BYTES: u64 = 64 << 20;
-const POSIX_BYTES: u64 = 16 << 30;
+/// Capacity of an empty store, and for each block.
+const POSIX_BYTES: u64 = 256 << 20;
+const POSIX_BYTES_PER_BLOCK: u64 = 1600;
 
 /// Restarts with a million blocks, and with ten million if there's time.
 pub fn restart(setup: &Setup) -> Result<Vec<Figure>> {
@@ -43,7 +45,7 @@ pub fn restart(setup: &Setup) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn restart_with(
+pub(super) fn restart_with(
     setup: &Setup,
     blocks: u64,
     name: &'static str,
@@ -53,10 +55,11 @@ fn restart_with(
     let store = directory.path().join("store");
     let info = NamespaceInfo::new(Setup::identity(), Layout::uniform(1, 1, PAGE_BYTES as u32)?)?;
     write_store(&store, &info, blocks, setup.runtime.clock.unix_ms() * 1000)?;
+    let posix_bytes = POSIX_BYTES + blocks * POSIX_BYTES_PER_BLOCK;
     let mut bytes_per_block = 0.0;
     let samples = Samples::alone(setup.rounds, || {
         let started = setup.now();
-        let embedded = setup.embedded("Cache|Posix", Some(&store), CACHE_BYTES, POSIX_BYTES, 1)?;
+        let embedded = setup.embedded("Cache|Posix", Some(&store), CACHE_BYTES, posix_bytes, 1)?;
         let seconds = setup.since(started);
         let statistics = embedded.client.statistics()?;
         let tier = statistics

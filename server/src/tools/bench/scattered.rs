@@ -51,6 +51,12 @@ impl Scattered {
         ))
     }
 
+    /// The memory as it lies.
+    #[cfg(test)]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.as_slice()
+    }
+
     /// Empties the memory.
     pub fn clear(&mut self) {
         self.buffer.as_mut_slice().fill(0);
@@ -65,7 +71,7 @@ impl Scattered {
         let pieces = (0..hashes.len())
             .flat_map(|block| (0..tensors).map(move |tensor| (block, tensor)))
             .map(|(block, tensor)| Piece {
-                offset: self.offset(block, tensor),
+                offset: self.offset(block % self.blocks, tensor),
                 bytes: self.geometry.tensor_bytes,
             })
             .collect();
@@ -77,7 +83,7 @@ impl Scattered {
         }
     }
 
-    /// Dumps all blocks under these hashes.
+    /// Dumps blocks under these hashes; where there are more hashes than blocks, the blocks serve in turn.
     pub fn dump(
         &mut self,
         client: &Client,

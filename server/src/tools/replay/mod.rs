@@ -54,11 +54,11 @@ pub struct Args {
     storage_backends: Option<Directories>,
 
     /// Bound of the DRAM of the cache [default: 1GiB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     cache_buffer_capacity: Option<u64>,
 
     /// Bound of the bytes in the storage directories [default: 8GiB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     posix_capacity: Option<u64>,
 
     /// Which block leaves the cache first: arc, lru, fifo or s3-fifo [default: arc]
@@ -66,7 +66,7 @@ pub struct Args {
     eviction_policy: Option<Word<Policy>>,
 
     /// Bytes of KV in a block
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size, allow_hyphen_values = true)]
     block_bytes: u64,
 
     /// Replay only so many requests
@@ -74,7 +74,7 @@ pub struct Args {
     limit: Option<u64>,
 
     /// 0 replays as fast as it goes, 1 at the trace's own pace, 2 twice as fast
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = speed)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = speed, allow_negative_numbers = true)]
     speed: f64,
 
     /// Requests under way at a time

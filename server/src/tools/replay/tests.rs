@@ -99,7 +99,7 @@ fn a_cache_that_holds_everything_hits_whatever_was_seen_before() {
 #[test]
 fn a_small_cache_hits_less_and_returns_nothing_wrong() {
     let requests = trace(150);
-    let client = cache_alone(8 << 20);
+    let client = cache_alone(2 << 20);
     let results = run_with(&client, &requests, &settings()).unwrap().results();
     assert!(results.is_clean(), "{results:?}");
     assert!(
