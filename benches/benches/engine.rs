@@ -82,7 +82,7 @@ fn requests(criterion: &mut Criterion) {
             bencher.iter(|| {
                 fixture
                     .engine
-                    .acquire(&fixture.namespace, &present, Box::new(drop))
+                    .acquire(&fixture.namespace, &present, Box::new(drop));
             });
         });
     }

@@ -68,7 +68,9 @@ fn policies(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(REQUESTS as u64));
     for kind in PolicyKind::ALL {
         let mut cache = Cache::new(kind);
-        requests.iter().for_each(|block| cache.request(*block));
+        for block in &requests {
+            cache.request(*block);
+        }
         group.bench_function(BenchmarkId::from_parameter(kind.name()), |bencher| {
             bencher.iter(|| requests.iter().for_each(|block| cache.request(*block)));
         });

@@ -74,7 +74,7 @@ fn messages(criterion: &mut Criterion) {
     let mut buffer = FrameBuffer::default();
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode a ping", |bencher| {
-        bencher.iter(|| request_frame(1, black_box(&Request::Ping)).unwrap())
+        bencher.iter(|| request_frame(1, black_box(&Request::Ping)).unwrap());
     });
     group.bench_function("receive a ping", |bencher| {
         bencher.iter(|| {

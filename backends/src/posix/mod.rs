@@ -37,14 +37,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::runtime::ThreadHandle;
-use kvstored_core::{
-    Action, BlockHash, Error, ErrorKind, NamespaceInfo, Operation, Result, Tier,
-};
+use kvstored_core::{Action, BlockHash, Error, ErrorKind, NamespaceInfo, Operation, Result, Tier};
 use parking_lot::Mutex;
 
 use self::directory::Directory;
-use self::format::manifest::Manifest;
 use self::format::NamespaceShape;
+use self::format::manifest::Manifest;
 use self::index::NamespaceIndex;
 use self::log::{Log, WriteTask};
 use self::maintenance::Bell;

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kvstored_core::{
-    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result, Tier, TierStatistics,
+    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result, Tier,
+    TierStatistics,
 };
 
 use super::format::WriterId;
@@ -294,4 +295,3 @@ impl Tier for PosixTier {
         }
     }
 }
-

@@ -200,7 +200,6 @@ impl Writer {
         }
         sync_present(log, to_sync, done);
     }
-
 }
 
 fn check_image(task: &WriteTask, key: &BlockKey) -> Result<()> {

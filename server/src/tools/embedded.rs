@@ -14,7 +14,7 @@ use crate::config::{
 };
 
 /// How long closing an engine may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What an embedded engine is made of. Plain data.
 #[derive(Clone, Debug)]

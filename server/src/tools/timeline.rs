@@ -74,7 +74,9 @@ impl Timeline {
             .chunks(2)
             .map(|pair| {
                 let mut sum = Interval::default();
-                pair.iter().for_each(|interval| sum.add(interval));
+                for interval in pair {
+                    sum.add(interval);
+                }
                 sum
             })
             .collect();

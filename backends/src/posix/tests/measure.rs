@@ -116,13 +116,19 @@ fn measure_throughput() {
     let runtime = Runtime::system();
     let clock = Arc::clone(&runtime.clock);
     let store = directory();
-    let tier = open_with(PosixSettings { capacity_bytes: 8 << 30, segment_bytes: None, ..settings(store.path()) });
+    let tier = open_with(PosixSettings {
+        capacity_bytes: 8 << 30,
+        segment_bytes: None,
+        ..settings(store.path())
+    });
     let info = namespace_of("large", Layout::uniform(1, 2, 512 << 10).unwrap());
     tier.open_namespace(&info).unwrap();
     let image_bytes = info.layout.image_bytes();
     let engine = open_io_engine(&IoSettings::default(), &runtime, "limit").unwrap();
     let file = Arc::new(open_direct(&store.path().join("limit"), true).unwrap().0);
-    let slots: Vec<_> = (0..THROUGHPUT_BLOCKS).map(|number| image(&info, &hash(number))).collect();
+    let slots: Vec<_> = (0..THROUGHPUT_BLOCKS)
+        .map(|number| image(&info, &hash(number)))
+        .collect();
     let bytes = THROUGHPUT_BLOCKS as f64 * image_bytes as f64 / 1e9;
     let limit = |direction: Direction| {
         let started = clock.now();

@@ -94,7 +94,7 @@ impl Daemon {
     /// Starts one and waits until it serves.
     pub fn start(setup: &Setup) -> Result<Self> {
         let storage = setup.directory()?;
-        let (socket_directory, socket) = setup.socket()?;
+        let (socket_directory, socket) = Setup::socket()?;
         let listen = format!("unix:{}", socket.display());
         let mut process = Process::start(
             setup,
@@ -155,7 +155,7 @@ pub struct Echo {
 impl Echo {
     /// Starts one for requests and answers of these sizes.
     pub fn start(setup: &Setup, request_bytes: usize, answer_bytes: usize) -> Result<Self> {
-        let (directory, socket) = setup.socket()?;
+        let (directory, socket) = Setup::socket()?;
         let mut process = Process::start(
             setup,
             &["bench".as_ref(), "--echo-socket".as_ref(), socket.as_os_str()],

@@ -12,7 +12,7 @@ use kvstored_backends::io::{Direction, IoEngine, IoRequest, IoSettings, open_io_
 use kvstored_core::memory::SlotOwner;
 use kvstored_core::{Arena, Error, ErrorKind, Result, Runtime, SlotGuard};
 
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 struct NoOwner;
 

@@ -10,7 +10,7 @@ use kvstored_core::{Error, Result};
 /// Largest request and answer.
 const MAX_BYTES: usize = 4 << 20;
 /// Nobody who measures is silent for so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn failed(error: std::io::Error) -> Error {
     Error::from_io(error, "echo")

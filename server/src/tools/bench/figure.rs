@@ -1,5 +1,7 @@
 //! A measured figure: the median of several rounds, their spread, and the machine's limit beside it.
 
+use std::fmt::Write;
+
 use kvstored_core::Result;
 use serde::Serialize;
 
@@ -118,7 +120,7 @@ impl Figure {
             short(self.high)
         );
         if let (Some(limit), Some(ratio)) = (self.limit, self.ratio) {
-            line += &format!(", limit {}, ratio {ratio:.2}", short(limit));
+            let _ = write!(line, ", limit {}, ratio {ratio:.2}", short(limit));
         }
         line
     }
@@ -183,6 +185,8 @@ mod tests {
 
     #[test]
     fn sides_take_turns_and_the_first_try_does_not_count() {
+        use Side::{Limit, Ours};
+
         let mut order = Vec::new();
         let samples = Samples::take(3, |side| {
             order.push(side);
@@ -193,7 +197,6 @@ mod tests {
             })
         })
         .unwrap();
-        use Side::{Limit, Ours};
         assert_eq!(order, [Ours, Limit, Limit, Ours, Ours, Limit, Limit, Ours]);
         assert_eq!(samples.ours, [4.0, 5.0, 8.0]);
         let figure = Figure::new("x", "GB/s", &samples, "");

@@ -11,7 +11,7 @@ use crate::tools::buffer::{Buffer, Piece, Transfer};
 use crate::tools::content::{Content, block_hash};
 
 /// Deadline of each task.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Some blocks in engine memory.
 pub struct Scattered {

@@ -78,7 +78,7 @@ impl Setup {
     }
 
     /// Where a socket may be: sockets' paths are short, directories' aren't always.
-    pub fn socket(&self) -> Result<(TempDir, PathBuf)> {
+    pub fn socket() -> Result<(TempDir, PathBuf)> {
         let directory = tempfile::Builder::new()
             .prefix("kvstored-bench-")
             .tempdir()
@@ -110,7 +110,7 @@ impl Setup {
         };
         let client = ClientSettings {
             streams,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_mins(2),
             ..ClientSettings::default()
         };
         Embedded::open(settings, client, &self.runtime)

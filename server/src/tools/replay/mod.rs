@@ -188,7 +188,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         speed: args.speed,
         concurrency: usize::from(args.concurrency),
         durability: args.durability,
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_mins(1),
     };
     let target = Target::open(&args, &runtime)?;
     let bar = progress::bar(

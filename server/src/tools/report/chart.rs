@@ -48,8 +48,8 @@ pub struct Bars {
     pub bars: Vec<(String, f64)>,
 }
 
-fn finite((x, y): &&(f64, f64)) -> bool {
-    x.is_finite() && y.is_finite()
+fn finite(point: &(f64, f64)) -> bool {
+    point.0.is_finite() && point.1.is_finite()
 }
 
 impl Lines {
@@ -59,7 +59,7 @@ impl Lines {
             self.series
                 .iter()
                 .flat_map(|series| &series.points)
-                .filter(finite)
+                .filter(|point| finite(point))
         };
         points().next()?;
         let x_end = points().map(|point| point.0).fold(0.0, f64::max);
@@ -90,7 +90,7 @@ impl Lines {
             let path: Vec<String> = series
                 .points
                 .iter()
-                .filter(finite)
+                .filter(|point| finite(point))
                 .map(|point| {
                     let (x, y) = place(*point);
                     format!("{x:.1},{y:.1}")

@@ -123,7 +123,7 @@ impl Generator {
         id
     }
 
-    fn start(&mut self) -> Box<Conversation> {
+    fn start(&mut self) -> Conversation {
         let total: f64 = self.system_prompts.iter().map(|prompt| prompt.weight).sum();
         let mut left = self.uniform() * total;
         let chosen = self.system_prompts.iter().position(|prompt| {
@@ -131,19 +131,19 @@ impl Generator {
             left <= 0.0
         });
         let Some(prompt) = self.system_prompts.get_mut(chosen.unwrap_or(0)) else {
-            return Box::new(Conversation {
+            return Conversation {
                 ids: Vec::new(),
                 prompt_tokens: 0,
-            });
+            };
         };
         while (prompt.ids.len() as u64) < prompt.tokens / BLOCK_TOKENS {
             prompt.ids.push(self.next_id);
             self.next_id += 1;
         }
-        Box::new(Conversation {
+        Conversation {
             ids: prompt.ids.clone(),
             prompt_tokens: prompt.tokens,
-        })
+        }
     }
 
     fn turn(&mut self, now_ms: u64, mut conversation: Box<Conversation>) -> TraceRequest {
@@ -188,7 +188,7 @@ impl Iterator for Generator {
         } else {
             let pause_ms = self.exponential(ARRIVAL_MEAN_MS) as u64;
             self.schedule(now_ms + pause_ms, None);
-            self.start()
+            Box::new(self.start())
         };
         Some(self.turn(now_ms, conversation))
     }
