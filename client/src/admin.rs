@@ -33,7 +33,9 @@ impl NamespaceRow {
 
     /// Shards and tensors of the namespace's blocks, where that's known.
     pub fn layout(&self) -> Option<Layout> {
-        let shards = self.tensor_bytes.as_ref()?.iter().map(|tensor_bytes| Shard { tensor_bytes: tensor_bytes.clone() });
+        let shards = self.tensor_bytes.as_ref()?.iter().map(|tensor_bytes| Shard {
+            tensor_bytes: tensor_bytes.clone(),
+        });
         Layout::new(shards.collect()).ok()
     }
 }

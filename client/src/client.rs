@@ -48,7 +48,11 @@ impl Client {
     fn start(source: Source, settings: ClientSettings, runtime: Runtime) -> Result<Self> {
         let deadline = runtime.deadline(settings.timeout);
         let core = Core::start(source, settings, runtime)?;
-        let mut client = Self { core, tier_names: Vec::new(), arena_bytes: 0 };
+        let mut client = Self {
+            core,
+            tier_names: Vec::new(),
+            arena_bytes: 0,
+        };
         let session = client.core.sessions.take(deadline)?;
         client.tier_names = session.tier_names().to_vec();
         client.arena_bytes = session.arena().length();
@@ -81,7 +85,13 @@ impl Client {
         for part in hashes.chunks(MAX_BLOCKS) {
             all.extend(self.ask(|session, deadline| {
                 let namespace = session.namespace(&namespace.info, deadline)?;
-                match session.call(Request::Lookup { namespace, hashes: part.into() }, deadline)? {
+                match session.call(
+                    Request::Lookup {
+                        namespace,
+                        hashes: part.into(),
+                    },
+                    deadline,
+                )? {
                     Answer::Present(present) if present.len() == part.len() => Ok(present),
                     other => Err(unexpected(&other)),
                 }
@@ -94,7 +104,10 @@ impl Client {
     pub fn lookup_on_prefix(&self, namespace: &NamespaceHandle, hashes: &[BlockHash]) -> Result<usize> {
         let mut found = 0;
         for part in hashes.chunks(MAX_BLOCKS) {
-            let here = self.count(namespace, |namespace| Request::LookupOnPrefix { namespace, hashes: part.into() })?;
+            let here = self.count(namespace, |namespace| Request::LookupOnPrefix {
+                namespace,
+                hashes: part.into(),
+            })?;
             found += (here as usize).min(part.len());
             if (here as usize) < part.len() {
                 break;
@@ -108,7 +121,13 @@ impl Client {
         for part in hashes.chunks(MAX_BLOCKS) {
             self.ask(|session, deadline| {
                 let namespace = session.namespace(&namespace.info, deadline)?;
-                match session.call(Request::Prefetch { namespace, hashes: part.into() }, deadline)? {
+                match session.call(
+                    Request::Prefetch {
+                        namespace,
+                        hashes: part.into(),
+                    },
+                    deadline,
+                )? {
                     Answer::Done => Ok(()),
                     other => Err(unexpected(&other)),
                 }
@@ -126,13 +145,27 @@ impl Client {
     /// The tensors' memory must be writable, and used by nobody else, until the task has ended.
     #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
     pub unsafe fn load(&self, namespace: &NamespaceHandle, request: LoadRequest) -> Result<Task> {
-        let LoadRequest { hashes, shards, tensors, order, timeout } = request;
+        let LoadRequest {
+            hashes,
+            shards,
+            tensors,
+            order,
+            timeout,
+        } = request;
         let info = namespace.info.clone();
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
         let plan = unsafe { CopyPlan::new(&info, hashes.len(), shards.clone(), tensors) }?;
         let state = self.task(hashes.len(), shards, timeout);
         if !hashes.is_empty() {
-            let job = LoadJob::new(&self.core, state.clone(), info, hashes, plan, order, self.arena_bytes);
+            let job = LoadJob::new(
+                &self.core,
+                state.clone(),
+                info,
+                hashes,
+                plan,
+                order,
+                self.arena_bytes,
+            );
             self.core.queue.push(Job::Load(Arc::new(job)))?;
         }
         Ok(Task { state })
@@ -146,7 +179,13 @@ impl Client {
     /// The tensors' memory must be readable, and written by nobody, until the task has ended.
     #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
     pub unsafe fn dump(&self, namespace: &NamespaceHandle, request: DumpRequest) -> Result<Task> {
-        let DumpRequest { hashes, parent, tensors, durability, timeout } = request;
+        let DumpRequest {
+            hashes,
+            parent,
+            tensors,
+            durability,
+            timeout,
+        } = request;
         let info = namespace.info.clone();
         let shards = 0..info.layout.shards().len();
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
@@ -175,7 +214,12 @@ impl Client {
     }
 
     /// Drops blocks from one tier by name, or from all. Returns how many places a block was dropped from.
-    pub fn evict(&self, namespace: &NamespaceHandle, hashes: &[BlockHash], tier: Option<&str>) -> Result<u64> {
+    pub fn evict(
+        &self,
+        namespace: &NamespaceHandle,
+        hashes: &[BlockHash],
+        tier: Option<&str>,
+    ) -> Result<u64> {
         let mut dropped = 0;
         for part in hashes.chunks(MAX_BLOCKS) {
             dropped += self.count(namespace, |namespace| Request::Evict {
@@ -189,9 +233,16 @@ impl Client {
 
     /// Forgets a namespace in every tier, also for later restarts. Returns how many blocks were dropped.
     pub fn purge(&self, namespace: &Namespace) -> Result<u64> {
-        self.ask(|session, deadline| match session.call(Request::Purge { namespace: *namespace }, deadline)? {
-            Answer::Count(count) => Ok(count),
-            other => Err(unexpected(&other)),
+        self.ask(|session, deadline| {
+            match session.call(
+                Request::Purge {
+                    namespace: *namespace,
+                },
+                deadline,
+            )? {
+                Answer::Count(count) => Ok(count),
+                other => Err(unexpected(&other)),
+            }
         })
     }
 
@@ -227,10 +278,12 @@ impl Client {
             after: after.copied(),
             limit: limit.min(MAX_BLOCKS) as u32,
         };
-        self.ask(|session, deadline| match session.call(request.clone(), deadline)? {
-            Answer::Keys(keys) => Ok(keys),
-            other => Err(unexpected(&other)),
-        })
+        self.ask(
+            |session, deadline| match session.call(request.clone(), deadline)? {
+                Answer::Keys(keys) => Ok(keys),
+                other => Err(unexpected(&other)),
+            },
+        )
     }
 
     /// Reads and checks up to `limit` blocks of a tier behind `after`, payload and all. Returns what was found and
@@ -248,25 +301,40 @@ impl Client {
             after: after.copied(),
             limit: limit.min(MAX_BLOCKS) as u32,
         };
-        self.ask(|session, deadline| match session.call(request.clone(), deadline)? {
-            Answer::Verified { report, after } => Ok((report, after)),
-            other => Err(unexpected(&other)),
-        })
+        self.ask(
+            |session, deadline| match session.call(request.clone(), deadline)? {
+                Answer::Verified { report, after } => Ok((report, after)),
+                other => Err(unexpected(&other)),
+            },
+        )
     }
 
     /// Waits until every accepted dump has reached every tier and is durable. Fails with `TimedOut`.
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         // the engine's own answer at the deadline says more than ours
-        let deadline = self.core.runtime.deadline(timeout.saturating_add(Duration::from_secs(2)));
-        self.ask(|session, _| match session.call(Request::Drain { timeout_ms }, deadline)? {
-            Answer::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        })
+        let deadline = self
+            .core
+            .runtime
+            .deadline(timeout.saturating_add(Duration::from_secs(2)));
+        self.ask(
+            |session, _| match session.call(Request::Drain { timeout_ms }, deadline)? {
+                Answer::Done => Ok(()),
+                other => Err(unexpected(&other)),
+            },
+        )
     }
 
-    fn task(&self, blocks: usize, shards: std::ops::Range<usize>, timeout: Option<Duration>) -> Arc<TaskState> {
-        let deadline = self.core.runtime.deadline(timeout.unwrap_or(self.core.settings.timeout));
+    fn task(
+        &self,
+        blocks: usize,
+        shards: std::ops::Range<usize>,
+        timeout: Option<Duration>,
+    ) -> Arc<TaskState> {
+        let deadline = self
+            .core
+            .runtime
+            .deadline(timeout.unwrap_or(self.core.settings.timeout));
         TaskState::new(blocks, shards, self.core.runtime.clone(), deadline)
     }
 
@@ -276,7 +344,9 @@ impl Client {
         loop {
             let mut session = self.core.sessions.take(deadline)?;
             match call(&mut *session, deadline) {
-                Err(error) if error.kind() == ErrorKind::Unavailable && !session.is_fresh() => session.discard(),
+                Err(error) if error.kind() == ErrorKind::Unavailable && !session.is_fresh() => {
+                    session.discard()
+                }
                 result => return result,
             }
         }
@@ -293,11 +363,13 @@ impl Client {
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, request: Request<'_>) -> Result<T> {
-        self.ask(|session, deadline| match session.call(request.clone(), deadline)? {
-            Answer::Json(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| Error::internal(format!("the daemon's report can't be read: {error}"))),
-            other => Err(unexpected(&other)),
-        })
+        self.ask(
+            |session, deadline| match session.call(request.clone(), deadline)? {
+                Answer::Json(bytes) => serde_json::from_slice(&bytes)
+                    .map_err(|error| Error::internal(format!("the daemon's report can't be read: {error}"))),
+                other => Err(unexpected(&other)),
+            },
+        )
     }
 }
 
@@ -309,7 +381,10 @@ impl Drop for Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Client").field("tier_names", &self.tier_names).finish_non_exhaustive()
+        formatter
+            .debug_struct("Client")
+            .field("tier_names", &self.tier_names)
+            .finish_non_exhaustive()
     }
 }
 

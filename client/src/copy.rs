@@ -40,9 +40,17 @@ impl CopyPlan {
         tensors: Vec<TensorAddress>,
     ) -> Result<Self> {
         let count = info.layout.shards().len();
-        let chosen = info.layout.shards().get(shards.clone()).filter(|chosen| !chosen.is_empty()).ok_or_else(|| {
-            Error::invalid(format!("shards {}..{} are not within the layout's {count}", shards.start, shards.end))
-        })?;
+        let chosen = info
+            .layout
+            .shards()
+            .get(shards.clone())
+            .filter(|chosen| !chosen.is_empty())
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "shards {}..{} are not within the layout's {count}",
+                    shards.start, shards.end
+                ))
+            })?;
         let mut starts = vec![0];
         let mut expected = Vec::new();
         for shard in chosen {
@@ -70,7 +78,13 @@ impl CopyPlan {
             }
         }
         let block_bytes = expected.iter().map(|bytes| *bytes as usize).sum();
-        Ok(Self { info: info.clone(), shards, tensors, starts, block_bytes })
+        Ok(Self {
+            info: info.clone(),
+            shards,
+            tensors,
+            starts,
+            block_bytes,
+        })
     }
 
     /// The layout's shards that the plan covers.
@@ -117,8 +131,15 @@ impl CopyPlan {
         let (Some(from), Some(to)) = (self.starts.get(place), self.starts.get(place + 1)) else {
             return Err(outside());
         };
-        let tensors = self.tensors.get(block * per_block + from..block * per_block + to).ok_or_else(outside)?;
-        let offset = self.info.layout.shard_offset(shard).and_then(|offset| offset.checked_add(image));
+        let tensors = self
+            .tensors
+            .get(block * per_block + from..block * per_block + to)
+            .ok_or_else(outside)?;
+        let offset = self
+            .info
+            .layout
+            .shard_offset(shard)
+            .and_then(|offset| offset.checked_add(image));
         Ok((offset.ok_or_else(outside)?, tensors))
     }
 }

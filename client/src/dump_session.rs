@@ -44,13 +44,30 @@ impl DumpSession {
                 return Err(error);
             }
         };
-        state.finish(blocks.iter().enumerate().filter_map(|(index, block)| match block {
-            ShardBlock::Ended(outcome) => Some((index, outcome.clone())),
-            ShardBlock::Open { .. } => None,
-        }));
+        state.finish(
+            blocks
+                .iter()
+                .enumerate()
+                .filter_map(|(index, block)| match block {
+                    ShardBlock::Ended(outcome) => Some((index, outcome.clone())),
+                    ShardBlock::Open { .. } => None,
+                }),
+        );
         let shards = info.layout.shards().len();
-        let dump = Arc::new(LayerwiseDump::new(state.clone(), durability, shards, blocks, session));
-        Ok(Self { core: core.clone(), info: info.clone(), blocks: hashes.len(), dump, task: Task { state } })
+        let dump = Arc::new(LayerwiseDump::new(
+            state.clone(),
+            durability,
+            shards,
+            blocks,
+            session,
+        ));
+        Ok(Self {
+            core: core.clone(),
+            info: info.clone(),
+            blocks: hashes.len(),
+            dump,
+            task: Task { state },
+        })
     }
 
     /// Begins to copy one shard of all blocks; from any thread, shards in any order. The task's outcomes are
@@ -72,7 +89,14 @@ impl DumpSession {
         self.dump.begin_shard(shard)?;
         self.task.state.extend(deadline);
         if self.blocks > 0 {
-            let job = ShardJob::new(&self.core, state.clone(), self.dump.clone(), plan, shard, self.blocks);
+            let job = ShardJob::new(
+                &self.core,
+                state.clone(),
+                self.dump.clone(),
+                plan,
+                shard,
+                self.blocks,
+            );
             let pushed = self.core.queue.push(Job::Shard(Arc::new(job)));
             pushed.inspect_err(|_| self.dump.forget_shard(shard))?;
         }
@@ -90,7 +114,10 @@ impl DumpSession {
     }
 
     fn give_up(&self) {
-        self.dump.abort(&self.core, &Error::new(ErrorKind::Cancelled, "the dump was aborted"));
+        self.dump.abort(
+            &self.core,
+            &Error::new(ErrorKind::Cancelled, "the dump was aborted"),
+        );
     }
 }
 
@@ -104,7 +131,10 @@ impl Drop for DumpSession {
 
 impl std::fmt::Debug for DumpSession {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("DumpSession").field("task", &self.task).finish_non_exhaustive()
+        formatter
+            .debug_struct("DumpSession")
+            .field("task", &self.task)
+            .finish_non_exhaustive()
     }
 }
 
@@ -146,7 +176,11 @@ fn reserve(
                 let block = match granted {
                     Granted::Slot { reservation, offset } => {
                         got_slot = true;
-                        ShardBlock::Open { reservation, offset, checksums: vec![None; shards] }
+                        ShardBlock::Open {
+                            reservation,
+                            offset,
+                            checksums: vec![None; shards],
+                        }
                     }
                     Granted::Present => ShardBlock::Ended(BlockOutcome::Present),
                     Granted::Refused(failure) if failure.kind == ErrorKind::Busy && !late => {
@@ -169,5 +203,8 @@ fn reserve(
         }
         parent = run.last().copied();
     }
-    blocks.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a block was not asked for"))
+    blocks
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::internal("a block was not asked for"))
 }

@@ -42,10 +42,15 @@ pub struct Mappings {
 impl Mappings {
     /// The arena behind the descriptor. Fails with `InvalidInput` if the file is shorter than it's said to be.
     pub fn map(&self, file: OwnedFd, length: u64) -> Result<Arc<Arena>> {
-        let failed = |error: rustix::io::Errno| Error::from_io(error.into(), format!("can't map an arena of {length} bytes"));
+        let failed = |error: rustix::io::Errno| {
+            Error::from_io(error.into(), format!("can't map an arena of {length} bytes"))
+        };
         let about = fstat(&file).map_err(failed)?;
         if length == 0 || (about.st_size as u64) < length {
-            return Err(Error::invalid(format!("an arena of {length} bytes in a file of {}", about.st_size)));
+            return Err(Error::invalid(format!(
+                "an arena of {length} bytes in a file of {}",
+                about.st_size
+            )));
         }
         let mut last = self.last.lock();
         if let Some((device, inode, arena)) = &*last
@@ -55,15 +60,33 @@ impl Mappings {
         {
             return Ok(arena);
         }
-        let length = usize::try_from(length)
-            .map_err(|_| Error::new(ErrorKind::TooLarge, "the arena exceeds this process's address space"))?;
+        let length = usize::try_from(length).map_err(|_| {
+            Error::new(
+                ErrorKind::TooLarge,
+                "the arena exceeds this process's address space",
+            )
+        })?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping touches no existing memory.
-        let address = unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0) }.map_err(failed)?;
+        let address = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
+        }
+        .map_err(failed)?;
         let base = NonNull::new(address.cast::<u8>()).ok_or_else(|| Error::internal("mmap returned null"))?;
         // SAFETY: advice about our own fresh mapping; it's refused where the file has no huge pages, which is fine.
         let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
-        let mapping = Unmap { base, length, _file: file };
+        let mapping = Unmap {
+            base,
+            length,
+            _file: file,
+        };
         // SAFETY: the mapping is readable and writable for its length (the file is at least as long) and lives
         // inside the arena.
         let arena = Arc::new(unsafe { Arena::from_mapping(base, length, Box::new(mapping)) });

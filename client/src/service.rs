@@ -34,7 +34,11 @@ pub struct ServiceSettings {
 
 impl Default for ServiceSettings {
     fn default() -> Self {
-        Self { max_held_blocks: 65_536, max_in_flight: 256, max_namespaces: 4096 }
+        Self {
+            max_held_blocks: 65_536,
+            max_in_flight: 256,
+            max_namespaces: 4096,
+        }
     }
 }
 
@@ -73,7 +77,11 @@ pub struct Service {
 impl Service {
     /// A client that holds nothing yet.
     pub fn new(engine: Arc<Engine>, settings: ServiceSettings) -> Arc<Self> {
-        Arc::new(Self { engine, settings, state: Mutex::default() })
+        Arc::new(Self {
+            engine,
+            settings,
+            state: Mutex::default(),
+        })
     }
 
     /// The engine.
@@ -88,11 +96,21 @@ impl Service {
             Request::ReportCorrupt { lease } => self.report_corrupt(lease),
             Request::Abort { reservations } => self.abort(&reservations),
             Request::Acquire { namespace, hashes } => self.acquire(namespace, &hashes, reply),
-            Request::Reserve { namespace, parent, hashes, wait_ms } => {
+            Request::Reserve {
+                namespace,
+                parent,
+                hashes,
+                wait_ms,
+            } => {
                 self.reserve(namespace, parent, &hashes, wait_ms, reply);
             }
             Request::Commit { blocks, durability } => self.commit(blocks.into_owned(), durability, reply),
-            Request::Verify { tier, namespace, after, limit } => {
+            Request::Verify {
+                tier,
+                namespace,
+                after,
+                limit,
+            } => {
                 let shared = SharedReply::new(reply);
                 let done = shared.clone();
                 let begun = self.engine.verify(
@@ -120,7 +138,10 @@ impl Service {
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        let held = (std::mem::take(&mut state.leases), std::mem::take(&mut state.reservations));
+        let held = (
+            std::mem::take(&mut state.leases),
+            std::mem::take(&mut state.reservations),
+        );
         // slots are given back without the lock: whoever waits for room may be called from here
         drop(state);
         drop(held);
@@ -132,27 +153,41 @@ impl Service {
             Request::Ping => Answer::Pong,
             Request::Lookup { namespace, hashes } => {
                 let mut present = vec![false; hashes.len()];
-                self.engine.lookup(&*self.namespace(namespace)?, &hashes, &mut present);
+                self.engine
+                    .lookup(&*self.namespace(namespace)?, &hashes, &mut present);
                 Answer::Present(present)
             }
-            Request::LookupOnPrefix { namespace, hashes } => {
-                Answer::Count(self.engine.lookup_on_prefix(&*self.namespace(namespace)?, &hashes) as u64)
-            }
+            Request::LookupOnPrefix { namespace, hashes } => Answer::Count(
+                self.engine
+                    .lookup_on_prefix(&*self.namespace(namespace)?, &hashes) as u64,
+            ),
             Request::OpenNamespace { identity, layout } => {
                 let info = self.engine.open_namespace(*identity, layout)?;
-                Answer::Opened { namespace: self.number(&info)? }
+                Answer::Opened {
+                    namespace: self.number(&info)?,
+                }
             }
             Request::Prefetch { namespace, hashes } => {
                 self.engine.prefetch(&self.namespace(namespace)?, &hashes);
                 Answer::Done
             }
-            Request::Evict { namespace, hashes, tier } => {
-                Answer::Count(self.engine.evict(&*self.namespace(namespace)?, &hashes, tier.as_deref())?)
-            }
+            Request::Evict {
+                namespace,
+                hashes,
+                tier,
+            } => Answer::Count(
+                self.engine
+                    .evict(&*self.namespace(namespace)?, &hashes, tier.as_deref())?,
+            ),
             Request::Purge { namespace } => Answer::Count(self.engine.purge(&namespace)?),
             Request::Statistics => Answer::Json(json(&self.engine.statistics())?),
             Request::Namespaces { after } => Answer::Json(self.namespace_page(after.as_ref())?),
-            Request::List { tier, namespace, after, limit } => Answer::Keys(self.engine.list(
+            Request::List {
+                tier,
+                namespace,
+                after,
+                limit,
+            } => Answer::Keys(self.engine.list(
                 usize::from(tier),
                 namespace.as_ref(),
                 after.as_ref(),
@@ -169,9 +204,17 @@ impl Service {
     }
 
     fn namespace(&self, number: u32) -> Result<Arc<NamespaceInfo>> {
-        self.state.lock().namespaces.get(number as usize).cloned().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("namespace number {number} was not opened by this client"))
-        })
+        self.state
+            .lock()
+            .namespaces
+            .get(number as usize)
+            .cloned()
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("namespace number {number} was not opened by this client"),
+                )
+            })
     }
 
     fn number(&self, info: &Arc<NamespaceInfo>) -> Result<u32> {
@@ -182,7 +225,10 @@ impl Service {
         if state.namespaces.len() >= self.settings.max_namespaces {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("this client has {} namespaces open, the most it may have", state.namespaces.len()),
+                format!(
+                    "this client has {} namespaces open, the most it may have",
+                    state.namespaces.len()
+                ),
             ));
         }
         let number = state.namespaces.len() as u32;
@@ -199,7 +245,12 @@ impl Service {
         for (namespace, info, blocks_by_tier) in rows {
             let tensor_bytes = info.as_ref().and_then(|info| NamespaceRow::told(&info.layout));
             let identity = info.map(|info| info.identity.clone());
-            let row = json(&NamespaceRow { namespace, identity, tensor_bytes, blocks_by_tier })?;
+            let row = json(&NamespaceRow {
+                namespace,
+                identity,
+                tensor_bytes,
+                blocks_by_tier,
+            })?;
             if page.len() + row.len() + 2 > MAX_JSON_BYTES {
                 break;
             }
@@ -222,11 +273,17 @@ impl Service {
         if held + blocks > self.settings.max_held_blocks {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("the client holds {held} blocks and asks for {blocks}; {} may be held", self.settings.max_held_blocks),
+                format!(
+                    "the client holds {held} blocks and asks for {blocks}; {} may be held",
+                    self.settings.max_held_blocks
+                ),
             ));
         }
         if state.in_flight >= self.settings.max_in_flight {
-            return Err(Error::new(ErrorKind::Busy, format!("the client has {} requests under way", state.in_flight)));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the client has {} requests under way", state.in_flight),
+            ));
         }
         state.in_flight += 1;
         state.promised_blocks += blocks;
@@ -234,7 +291,10 @@ impl Service {
     }
 
     fn acquire(self: &Arc<Self>, namespace: u32, hashes: &[BlockHash], reply: Reply) {
-        let namespace = match self.namespace(namespace).and_then(|info| self.begin(hashes.len()).map(|()| info)) {
+        let namespace = match self
+            .namespace(namespace)
+            .and_then(|info| self.begin(hashes.len()).map(|()| info))
+        {
             Ok(namespace) => namespace,
             Err(error) => return reply(Answer::error(error)),
         };
@@ -252,8 +312,19 @@ impl Service {
             for (hash, outcome) in asked.into_iter().zip(outcomes) {
                 blocks.push(outcome.map_err(miss).map(|Acquired { slot, tier }| {
                     let (lease, offset) = (state.next_id(), slot.offset() as u64);
-                    state.leases.insert(lease, Lease { namespace: info.clone(), hash, slot });
-                    Held { lease, offset, tier: tier as u8 }
+                    state.leases.insert(
+                        lease,
+                        Lease {
+                            namespace: info.clone(),
+                            hash,
+                            slot,
+                        },
+                    );
+                    Held {
+                        lease,
+                        offset,
+                        tier: tier as u8,
+                    }
                 }));
             }
             drop(state);
@@ -264,7 +335,10 @@ impl Service {
 
     fn release(&self, leases: &[u64]) {
         let mut state = self.state.lock();
-        let released: Vec<Lease> = leases.iter().filter_map(|lease| state.leases.remove(lease)).collect();
+        let released: Vec<Lease> = leases
+            .iter()
+            .filter_map(|lease| state.leases.remove(lease))
+            .collect();
         drop(state);
         drop(released);
     }
@@ -272,7 +346,8 @@ impl Service {
     fn report_corrupt(&self, lease: u64) {
         let lease = self.state.lock().leases.remove(&lease);
         if let Some(lease) = lease {
-            self.engine.report_corrupt(&lease.namespace, lease.hash, &lease.slot);
+            self.engine
+                .report_corrupt(&lease.namespace, lease.hash, &lease.slot);
         }
     }
 
@@ -284,7 +359,10 @@ impl Service {
         wait_ms: u32,
         reply: Reply,
     ) {
-        let namespace = match self.namespace(namespace).and_then(|info| self.begin(hashes.len()).map(|()| info)) {
+        let namespace = match self
+            .namespace(namespace)
+            .and_then(|info| self.begin(hashes.len()).map(|()| info))
+        {
             Ok(namespace) => namespace,
             Err(error) => return reply(Answer::error(error)),
         };
@@ -304,7 +382,10 @@ impl Service {
                     Reserved::Slot(reservation) => {
                         let (id, offset) = (state.next_id(), reservation.slot().offset() as u64);
                         state.reservations.insert(id, reservation);
-                        Granted::Slot { reservation: id, offset }
+                        Granted::Slot {
+                            reservation: id,
+                            offset,
+                        }
                     }
                     Reserved::Present => Granted::Present,
                     Reserved::Refused(error) => Granted::Refused(error.into()),
@@ -313,8 +394,12 @@ impl Service {
             drop(state);
             reply(Answer::Reserved(blocks));
         };
-        let wait_until = self.engine.runtime().deadline(Duration::from_millis(u64::from(wait_ms)));
-        self.engine.reserve(&namespace, parent, hashes, wait_until, Box::new(done));
+        let wait_until = self
+            .engine
+            .runtime()
+            .deadline(Duration::from_millis(u64::from(wait_ms)));
+        self.engine
+            .reserve(&namespace, parent, hashes, wait_until, Box::new(done));
     }
 
     fn commit(self: &Arc<Self>, blocks: Vec<(u64, Vec<u64>)>, durability: Durability, reply: Reply) {
@@ -323,7 +408,10 @@ impl Service {
         }
         let reservations: Vec<Option<Box<Reservation>>> = {
             let mut state = self.state.lock();
-            blocks.iter().map(|(id, _)| state.reservations.remove(id)).collect()
+            blocks
+                .iter()
+                .map(|(id, _)| state.reservations.remove(id))
+                .collect()
         };
         // one outcome more than there are blocks, so that nothing is answered before all are under way
         let gather = Arc::new(Commits::new(self.clone(), blocks.len(), reply));
@@ -342,7 +430,10 @@ impl Service {
 
     fn abort(&self, reservations: &[u64]) {
         let mut state = self.state.lock();
-        let aborted: Vec<_> = reservations.iter().filter_map(|id| state.reservations.remove(id)).collect();
+        let aborted: Vec<_> = reservations
+            .iter()
+            .filter_map(|id| state.reservations.remove(id))
+            .collect();
         drop(state);
         drop(aborted);
     }
@@ -356,11 +447,18 @@ impl Drop for Service {
 
 /// The reservation with every shard put; one with a wrong number of checksums is aborted.
 fn filled(id: u64, checksums: &[u64], reservation: Option<Box<Reservation>>) -> Result<Reservation> {
-    let reservation = reservation
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("reservation {id} is not one of this client's")))?;
+    let reservation = reservation.ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("reservation {id} is not one of this client's"),
+        )
+    })?;
     let shards = reservation.namespace().layout.shards().len();
     if checksums.len() != shards {
-        return Err(Error::invalid(format!("{} shard checksums for a block of {shards} shards", checksums.len())));
+        return Err(Error::invalid(format!(
+            "{} shard checksums for a block of {shards} shards",
+            checksums.len()
+        )));
     }
     for (index, checksum) in checksums.iter().enumerate() {
         reservation.put_shard(index, *checksum)?;
@@ -371,7 +469,10 @@ fn filled(id: u64, checksums: &[u64], reservation: Option<Box<Reservation>>) -> 
 /// A miss travels without a message; there may be many, and their kind says it all.
 fn miss(error: Error) -> Failure {
     match error.kind() {
-        ErrorKind::NotFound => Failure { kind: ErrorKind::NotFound, message: String::new() },
+        ErrorKind::NotFound => Failure {
+            kind: ErrorKind::NotFound,
+            message: String::new(),
+        },
         _ => error.into(),
     }
 }
@@ -411,8 +512,15 @@ struct CommitState {
 
 impl Commits {
     fn new(service: Arc<Service>, blocks: usize, reply: Reply) -> Self {
-        let state = CommitState { outcomes: vec![None; blocks], missing: blocks + 1, reply: Some(reply) };
-        Self { service, state: Mutex::new(state) }
+        let state = CommitState {
+            outcomes: vec![None; blocks],
+            missing: blocks + 1,
+            reply: Some(reply),
+        };
+        Self {
+            service,
+            state: Mutex::new(state),
+        }
     }
 
     fn set(&self, index: Option<usize>, result: Result<Durability>) {
@@ -434,7 +542,12 @@ impl Commits {
             && !closed
         {
             let lost = || Err(Error::internal("an outcome is missing").into());
-            reply(Answer::Committed(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect()));
+            reply(Answer::Committed(
+                outcomes
+                    .into_iter()
+                    .map(|outcome| outcome.unwrap_or_else(lost))
+                    .collect(),
+            ));
         }
     }
 }

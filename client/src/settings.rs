@@ -24,7 +24,9 @@ impl ClientSettings {
     /// Blocks of this size in one window.
     pub(crate) fn window(&self, block_bytes: usize) -> usize {
         let by_bytes = self.window_bytes / (block_bytes as u64).max(1);
-        (by_bytes as usize).min(self.window_blocks).clamp(1, Self::MAX_WINDOW_BLOCKS)
+        (by_bytes as usize)
+            .min(self.window_blocks)
+            .clamp(1, Self::MAX_WINDOW_BLOCKS)
     }
 }
 

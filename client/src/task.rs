@@ -115,10 +115,15 @@ impl TaskState {
         let mut progress = self.progress.lock();
         let progress = &mut *progress;
         for (block, outcome) in outcomes {
-            let Some(place @ None) = progress.outcomes.get_mut(block) else { continue };
+            let Some(place @ None) = progress.outcomes.get_mut(block) else {
+                continue;
+            };
             *place = Some(outcome);
             progress.unfinished -= 1;
-            let done = progress.shards_done.get(block).map_or(0, |done| usize::from(*done));
+            let done = progress
+                .shards_done
+                .get(block)
+                .map_or(0, |done| usize::from(*done));
             for left in progress.shards_left.iter_mut().skip(done) {
                 *left -= 1;
             }
@@ -131,7 +136,11 @@ impl TaskState {
 
     /// Ends blocks with one error.
     pub(crate) fn fail(&self, blocks: impl IntoIterator<Item = usize>, error: &Error) {
-        self.finish(blocks.into_iter().map(|block| (block, BlockOutcome::Failed(error.clone()))));
+        self.finish(
+            blocks
+                .into_iter()
+                .map(|block| (block, BlockOutcome::Failed(error.clone()))),
+        );
     }
 
     /// Waits until `done` holds; `TimedOut` if it doesn't by then.
@@ -146,7 +155,11 @@ impl TaskState {
             if left.is_zero() {
                 return Err(Error::new(
                     ErrorKind::TimedOut,
-                    format!("{} of {} blocks are not finished", progress.unfinished, progress.outcomes.len()),
+                    format!(
+                        "{} of {} blocks are not finished",
+                        progress.unfinished,
+                        progress.outcomes.len()
+                    ),
                 ));
             }
             self.changed.wait_for(&mut progress, left);
@@ -158,7 +171,12 @@ fn report(progress: &Progress) -> Option<TaskReport> {
     if progress.unfinished > 0 {
         return None;
     }
-    progress.outcomes.iter().cloned().collect::<Option<Vec<_>>>().map(|blocks| TaskReport { blocks })
+    progress
+        .outcomes
+        .iter()
+        .cloned()
+        .collect::<Option<Vec<_>>>()
+        .map(|blocks| TaskReport { blocks })
 }
 
 /// A load or dump under way. Clones are handles of the same task; dropping them doesn't stop it.
@@ -185,14 +203,16 @@ impl Task {
     /// Fails with `InvalidInput` for a shard that isn't part of the task, and with `TimedOut`.
     pub fn wait_shard(&self, shard: usize, timeout: Duration) -> Result<()> {
         let index = shard.checked_sub(self.state.first_shard);
-        self.state.wait_until(timeout, |progress| match index.and_then(|index| progress.shards_left.get(index)) {
-            Some(0) => Some(Ok(())),
-            Some(_) => None,
-            None => Some(Err(Error::invalid(format!(
-                "shard {shard} is not among the task's {} shards from {}",
-                progress.shards_left.len(),
-                self.state.first_shard
-            )))),
+        self.state.wait_until(timeout, |progress| {
+            match index.and_then(|index| progress.shards_left.get(index)) {
+                Some(0) => Some(Ok(())),
+                Some(_) => None,
+                None => Some(Err(Error::invalid(format!(
+                    "shard {shard} is not among the task's {} shards from {}",
+                    progress.shards_left.len(),
+                    self.state.first_shard
+                )))),
+            }
         })?
     }
 
@@ -202,7 +222,13 @@ impl Task {
         let failed = |outcome: &Option<BlockOutcome>| {
             matches!(outcome, Some(BlockOutcome::Missing | BlockOutcome::Failed(_)))
         };
-        progress.outcomes.iter().enumerate().filter(|(_, outcome)| failed(outcome)).map(|(index, _)| index).collect()
+        progress
+            .outcomes
+            .iter()
+            .enumerate()
+            .filter(|(_, outcome)| failed(outcome))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     /// Asks the task to stop. Blocks not finished end as failed with `Cancelled`, soon; the memory is free when

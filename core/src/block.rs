@@ -29,7 +29,10 @@ impl BlockHash {
                 Self::MAX_BYTES
             )));
         }
-        let mut hash = Self { bytes: [0; Self::MAX_BYTES], length: bytes.len() as u8 };
+        let mut hash = Self {
+            bytes: [0; Self::MAX_BYTES],
+            length: bytes.len() as u8,
+        };
         hash.bytes[..bytes.len()].copy_from_slice(bytes);
         Ok(hash)
     }
@@ -143,7 +146,10 @@ mod tests {
     fn lengths_outside_16_to_32_are_refused() {
         for length in [0, 1, 15, 33, 64] {
             let error = BlockHash::new(&vec![1; length]).unwrap_err();
-            assert!(error.to_string().contains(&format!("has {length} bytes")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("has {length} bytes")),
+                "{error}"
+            );
         }
         for length in 16..=32 {
             assert_eq!(BlockHash::new(&vec![1; length]).unwrap().len(), length);

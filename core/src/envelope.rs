@@ -68,7 +68,10 @@ impl Envelope {
     /// The page's bytes. Fails with `InvalidInput` when there are more checksums than a page holds.
     pub fn encode(&self) -> Result<Box<[u8; PAGE_BYTES]>> {
         if self.shard_checksums.len() > Layout::MAX_SHARDS {
-            return Err(Error::invalid(format!("{} shard checksums", self.shard_checksums.len())));
+            return Err(Error::invalid(format!(
+                "{} shard checksums",
+                self.shard_checksums.len()
+            )));
         }
         let mut page = Vec::with_capacity(PAGE_BYTES);
         page.put_slice(&MAGIC);
@@ -92,7 +95,8 @@ impl Envelope {
         page[HEADER_CHECKSUM_OFFSET..FIXED_BYTES].copy_from_slice(&header.to_le_bytes());
         page.resize(PAGE_BYTES, 0);
         let page: Box<[u8]> = page.into_boxed_slice();
-        page.try_into().map_err(|_| Error::internal("a descriptor page has the wrong size"))
+        page.try_into()
+            .map_err(|_| Error::internal("a descriptor page has the wrong size"))
     }
 
     /// Parses a page and checks magic, version and header checksum.
@@ -112,7 +116,11 @@ impl Envelope {
         let version = fields.get_u16_le();
         if version != VERSION {
             return Err(Error::new(
-                if version > VERSION { ErrorKind::Unsupported } else { ErrorKind::Corrupt },
+                if version > VERSION {
+                    ErrorKind::Unsupported
+                } else {
+                    ErrorKind::Corrupt
+                },
                 format!("descriptor page has version {version}, this build reads {VERSION}"),
             ));
         }
@@ -148,7 +156,10 @@ impl Envelope {
             shard_checksums.push(checksums.get_u64_le());
         }
         Ok(Self {
-            key: BlockKey { namespace: Namespace(namespace), hash },
+            key: BlockKey {
+                namespace: Namespace(namespace),
+                hash,
+            },
             layout_digest,
             generation,
             image_bytes,
@@ -161,7 +172,11 @@ impl Envelope {
     /// Checks that this is the envelope of that very block under that layout. Fails with `Corrupt`.
     pub fn expect(&self, key: &BlockKey, layout: &Layout) -> Result<()> {
         let wrong = |what: &str| {
-            Err(Error::new(ErrorKind::Corrupt, format!("descriptor page belongs to another {what}")).with("key", key))
+            Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("descriptor page belongs to another {what}"),
+            )
+            .with("key", key))
         };
         if self.key != *key {
             return wrong("block");
@@ -183,9 +198,15 @@ mod tests {
 
     fn sample(shards: usize) -> (Envelope, Layout) {
         let layout = Layout::uniform(shards, 1, 4096).unwrap();
-        let key = BlockKey { namespace: Namespace([3; 32]), hash: BlockHash::new(&[9; 20]).unwrap() };
+        let key = BlockKey {
+            namespace: Namespace([3; 32]),
+            hash: BlockHash::new(&[9; 20]).unwrap(),
+        };
         let checksums = (0..shards as u64).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
-        (Envelope::new(key, &layout, 77, 1_700_000_000_000, checksums), layout)
+        (
+            Envelope::new(key, &layout, 77, 1_700_000_000_000, checksums),
+            layout,
+        )
     }
 
     #[test]
@@ -211,10 +232,19 @@ mod tests {
     #[test]
     fn another_block_or_layout_is_corrupt() {
         let (envelope, layout) = sample(2);
-        let other = BlockKey { hash: BlockHash::new(&[8; 20]).unwrap(), ..envelope.key };
-        assert_eq!(envelope.expect(&other, &layout).unwrap_err().kind(), ErrorKind::Corrupt);
+        let other = BlockKey {
+            hash: BlockHash::new(&[8; 20]).unwrap(),
+            ..envelope.key
+        };
+        assert_eq!(
+            envelope.expect(&other, &layout).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
         let other = Layout::uniform(1, 2, 4096).unwrap();
-        assert_eq!(envelope.expect(&envelope.key, &other).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            envelope.expect(&envelope.key, &other).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
     }
 
     proptest! {

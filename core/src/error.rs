@@ -89,17 +89,26 @@ impl ErrorKind {
 
     /// Whether the same request may succeed if sent again later.
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::Busy | Self::NoSpace | Self::TimedOut | Self::Unavailable | Self::Io)
+        matches!(
+            self,
+            Self::Busy | Self::NoSpace | Self::TimedOut | Self::Unavailable | Self::Io
+        )
     }
 
     /// The kind's stable number on the wire.
     pub fn code(self) -> u8 {
-        Self::ALL.iter().position(|kind| *kind == self).unwrap_or(Self::ALL.len() - 1) as u8
+        Self::ALL
+            .iter()
+            .position(|kind| *kind == self)
+            .unwrap_or(Self::ALL.len() - 1) as u8
     }
 
     /// The kind with that wire number; unknown numbers (a newer peer's) become [`ErrorKind::Internal`].
     pub fn from_code(code: u8) -> Self {
-        Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Internal)
+        Self::ALL
+            .get(usize::from(code))
+            .copied()
+            .unwrap_or(Self::Internal)
     }
 }
 
@@ -131,7 +140,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of that kind with a message that names the field and the value.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }) }
+        Self {
+            inner: Arc::new(Inner {
+                kind,
+                message: message.into(),
+                context: Vec::new(),
+                source: None,
+            }),
+        }
     }
 
     /// Shorthand for [`ErrorKind::InvalidInput`].
@@ -181,7 +197,9 @@ impl Error {
             source: shared.source.as_ref().map(|source| source.to_string().into()),
         });
         inner.context.push((name, value.to_string()));
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The kind.
@@ -215,7 +233,10 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.inner.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+        self.inner
+            .source
+            .as_ref()
+            .map(|source| &**source as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -234,9 +255,18 @@ mod tests {
     #[test]
     fn display_names_kind_message_and_context() {
         let error = Error::new(ErrorKind::NoSpace, "segment can't be allocated").with("tier", "Posix");
-        assert_eq!(error.to_string(), "no_space: segment can't be allocated tier=Posix");
+        assert_eq!(
+            error.to_string(),
+            "no_space: segment can't be allocated tier=Posix"
+        );
         assert!(error.is_retryable());
-        assert!(error.clone().with("path", "x").to_string().ends_with("tier=Posix path=x"));
+        assert!(
+            error
+                .clone()
+                .with("path", "x")
+                .to_string()
+                .ends_with("tier=Posix path=x")
+        );
     }
 
     #[test]

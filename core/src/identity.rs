@@ -72,11 +72,21 @@ impl Identity {
         }
         let parallel = self.parallel;
         for (name, rank, size) in [
-            ("tensor_parallel", parallel.tensor_parallel_rank, parallel.tensor_parallel_size),
-            ("pipeline_parallel", parallel.pipeline_parallel_rank, parallel.pipeline_parallel_size),
+            (
+                "tensor_parallel",
+                parallel.tensor_parallel_rank,
+                parallel.tensor_parallel_size,
+            ),
+            (
+                "pipeline_parallel",
+                parallel.pipeline_parallel_rank,
+                parallel.pipeline_parallel_size,
+            ),
         ] {
             if rank >= size {
-                return Err(Error::invalid(format!("{name}_rank {rank} is not below {name}_size {size}")));
+                return Err(Error::invalid(format!(
+                    "{name}_rank {rank} is not below {name}_size {size}"
+                )));
             }
         }
         Ok(())
@@ -123,7 +133,10 @@ mod tests {
     #[test]
     fn every_field_changes_the_namespace() {
         let layout = Layout::uniform(1, 2, 4096).unwrap();
-        let base = Identity { model: "m".into(), ..Identity::default() };
+        let base = Identity {
+            model: "m".into(),
+            ..Identity::default()
+        };
         let mut variants = vec![base.clone()];
         let change: [fn(&mut Identity); 13] = [
             |i| i.tenant = "x".into(),
@@ -149,7 +162,10 @@ mod tests {
             apply(&mut changed);
             variants.push(changed);
         }
-        let mut digests: Vec<_> = variants.iter().map(|identity| identity.namespace(&layout)).collect();
+        let mut digests: Vec<_> = variants
+            .iter()
+            .map(|identity| identity.namespace(&layout))
+            .collect();
         digests.push(base.namespace(&Layout::uniform(2, 1, 4096).unwrap()));
         let count = digests.len();
         digests.sort();
@@ -159,10 +175,18 @@ mod tests {
 
     #[test]
     fn validation_names_the_field() {
-        let long = Identity { lora: "x".repeat(2000), ..Identity::default() };
+        let long = Identity {
+            lora: "x".repeat(2000),
+            ..Identity::default()
+        };
         assert!(long.validate().unwrap_err().to_string().contains("lora"));
         let mut rank = Identity::default();
         rank.parallel.tensor_parallel_rank = 4;
-        assert!(rank.validate().unwrap_err().to_string().contains("tensor_parallel_rank 4"));
+        assert!(
+            rank.validate()
+                .unwrap_err()
+                .to_string()
+                .contains("tensor_parallel_rank 4")
+        );
     }
 }

@@ -63,7 +63,9 @@ impl Layout {
                 )));
             }
             if let Some(tensor) = shard.tensor_bytes.iter().position(|bytes| *bytes == 0) {
-                return Err(Error::invalid(format!("tensor {tensor} of shard {index} has 0 bytes")));
+                return Err(Error::invalid(format!(
+                    "tensor {tensor} of shard {index} has 0 bytes"
+                )));
             }
             hasher.update(&(tensors as u32).to_le_bytes());
             for bytes in &shard.tensor_bytes {
@@ -98,7 +100,12 @@ impl Layout {
                 Self::MAX_TENSORS_PER_SHARD
             )));
         }
-        Self::new(vec![Shard { tensor_bytes: vec![tensor_bytes; tensors] }; shards])
+        Self::new(vec![
+            Shard {
+                tensor_bytes: vec![tensor_bytes; tensors]
+            };
+            shards
+        ])
     }
 
     /// The shards in order.
@@ -109,7 +116,10 @@ impl Layout {
     /// The shard with that index; fails with `InvalidInput` outside the layout.
     pub fn shard(&self, index: usize) -> Result<&Shard> {
         self.shards.get(index).ok_or_else(|| {
-            Error::invalid(format!("shard index {index} is outside the layout's {} shards", self.shards.len()))
+            Error::invalid(format!(
+                "shard index {index} is outside the layout's {} shards",
+                self.shards.len()
+            ))
         })
     }
 
@@ -159,9 +169,13 @@ mod tests {
 
     #[test]
     fn limits_are_named() {
-        for (shards, tensors, bytes, word) in
-            [(0, 1, 1, "0 shards"), (481, 1, 1, "481"), (1, 0, 1, "0 tensors"), (1, 1, 0, "0 bytes"), (4, 1, u32::MAX, "more than")]
-        {
+        for (shards, tensors, bytes, word) in [
+            (0, 1, 1, "0 shards"),
+            (481, 1, 1, "481"),
+            (1, 0, 1, "0 tensors"),
+            (1, 1, 0, "0 bytes"),
+            (4, 1, u32::MAX, "more than"),
+        ] {
             let error = Layout::uniform(shards, tensors, bytes).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }

@@ -33,8 +33,16 @@ impl Arena {
     /// # Safety
     /// `base` must be valid for reads and writes of `length` bytes for as long as `mapping` lives, and nothing
     /// may form references to those bytes.
-    pub unsafe fn from_mapping(base: NonNull<u8>, length: usize, mapping: Box<dyn Any + Send + Sync>) -> Self {
-        Self { base, length, _mapping: mapping }
+    pub unsafe fn from_mapping(
+        base: NonNull<u8>,
+        length: usize,
+        mapping: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self {
+            base,
+            length,
+            _mapping: mapping,
+        }
     }
 
     /// Memory of this process alone, page-aligned and zeroed; for tests and tools.
@@ -53,8 +61,12 @@ impl Arena {
         let layout = std::alloc::Layout::from_size_align(length.max(PAGE_BYTES), PAGE_BYTES)
             .map_err(|_| Error::invalid(format!("arena of {length} bytes")))?;
         // SAFETY: the layout has a non-zero size.
-        let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
-            .ok_or_else(|| Error::new(crate::error::ErrorKind::NoSpace, format!("no memory for {length} bytes")))?;
+        let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(|| {
+            Error::new(
+                crate::error::ErrorKind::NoSpace,
+                format!("no memory for {length} bytes"),
+            )
+        })?;
         // SAFETY: the allocation lives as long as the Heap that is moved into the arena.
         Ok(unsafe { Self::from_mapping(base, length, Box::new(Heap(base, layout))) })
     }
@@ -144,7 +156,10 @@ impl Arena {
 
 impl fmt::Debug for Arena {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Arena").field("length", &self.length).finish_non_exhaustive()
+        formatter
+            .debug_struct("Arena")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
     }
 }
 
@@ -176,8 +191,22 @@ pub struct SlotGuard {
 
 impl SlotGuard {
     /// A guard over `length` bytes at `offset`; the owner has counted one pin for it.
-    pub fn new(arena: Arc<Arena>, owner: Arc<dyn SlotOwner>, slot: u32, offset: usize, length: usize) -> Self {
-        Self { pin: Arc::new(Pin { arena, owner, slot, offset, length }) }
+    pub fn new(
+        arena: Arc<Arena>,
+        owner: Arc<dyn SlotOwner>,
+        slot: u32,
+        offset: usize,
+        length: usize,
+    ) -> Self {
+        Self {
+            pin: Arc::new(Pin {
+                arena,
+                owner,
+                slot,
+                offset,
+                length,
+            }),
+        }
     }
 
     /// The owner's number of the slot.

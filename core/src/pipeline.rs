@@ -65,9 +65,15 @@ impl FromStr for Pipeline {
                 "Fake" => TierKind::Fake,
                 "" => return Err(invalid("a tier's name is missing".into())),
                 "Hbm" | "Ds3fs" | "S3" | "Pool" => {
-                    return Err(invalid(format!("tier \"{word}\" is not in this build; it has Cache, Posix, Empty and Fake")));
+                    return Err(invalid(format!(
+                        "tier \"{word}\" is not in this build; it has Cache, Posix, Empty and Fake"
+                    )));
                 }
-                _ => return Err(invalid(format!("tier \"{word}\" is unknown; known are Cache, Posix, Empty and Fake"))),
+                _ => {
+                    return Err(invalid(format!(
+                        "tier \"{word}\" is unknown; known are Cache, Posix, Empty and Fake"
+                    )));
+                }
             };
             if tiers.contains(&kind) {
                 return Err(invalid(format!("tier \"{word}\" occurs twice")));

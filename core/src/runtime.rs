@@ -69,7 +69,8 @@ impl Runtime {
     /// The moment `timeout` from now.
     pub fn deadline(&self, timeout: Duration) -> Instant {
         let now = self.clock.now();
-        now.checked_add(timeout).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+        now.checked_add(timeout)
+            .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
     }
 }
 
@@ -84,7 +85,9 @@ impl Clock for SystemClock {
     }
 
     fn unix_ms(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64)
     }
 }
 
@@ -101,7 +104,9 @@ impl SystemRandom {
 
     /// A repeatable sequence.
     pub fn seeded(seed: u64) -> Self {
-        Self { state: AtomicU64::new(seed) }
+        Self {
+            state: AtomicU64::new(seed),
+        }
     }
 }
 

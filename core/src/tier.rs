@@ -27,12 +27,19 @@ impl NamespaceInfo {
     /// Validates an identity and derives its namespace.
     pub fn new(identity: Identity, layout: Layout) -> Result<Self> {
         identity.validate()?;
-        Ok(Self { namespace: identity.namespace(&layout), identity, layout })
+        Ok(Self {
+            namespace: identity.namespace(&layout),
+            identity,
+            layout,
+        })
     }
 
     /// The key of one of its blocks.
     pub fn key(&self, hash: BlockHash) -> BlockKey {
-        BlockKey { namespace: self.namespace, hash }
+        BlockKey {
+            namespace: self.namespace,
+            hash,
+        }
     }
 }
 

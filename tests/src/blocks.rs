@@ -61,8 +61,14 @@ pub fn contents(number: u64, bytes: usize) -> Vec<u8> {
 impl<'a> Blocks<'a> {
     /// Blocks of that layout in a namespace named by `model`.
     pub fn open(client: &'a Client, model: &str, layout: &Layout) -> Result<Self> {
-        let identity = Identity { model: model.to_owned(), ..Identity::default() };
-        Ok(Self { client, namespace: client.open_namespace(&identity, layout)? })
+        let identity = Identity {
+            model: model.to_owned(),
+            ..Identity::default()
+        };
+        Ok(Self {
+            client,
+            namespace: client.open_namespace(&identity, layout)?,
+        })
     }
 
     /// The namespace.
@@ -80,7 +86,10 @@ impl<'a> Blocks<'a> {
             let mut offset = 0;
             for shard in self.layout().shards() {
                 for bytes in &shard.tensor_bytes {
-                    tensors.push(TensorAddress { address: payload.as_mut_ptr() as usize + offset, bytes: *bytes });
+                    tensors.push(TensorAddress {
+                        address: payload.as_mut_ptr() as usize + offset,
+                        bytes: *bytes,
+                    });
                     offset += *bytes as usize;
                 }
             }

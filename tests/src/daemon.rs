@@ -13,7 +13,11 @@ pub fn binary() -> Result<PathBuf> {
     let exe = std::env::current_exe().map_err(|error| Error::from_io(error, "current executable"))?;
     let profile = exe
         .ancestors()
-        .find(|folder| folder.file_name().is_some_and(|name| name == "debug" || name == "release"))
+        .find(|folder| {
+            folder
+                .file_name()
+                .is_some_and(|name| name == "debug" || name == "release")
+        })
         .ok_or_else(|| Error::internal("not run from a target directory"))?;
     let binary = profile.join("kvstored");
     if !binary.exists() {
@@ -22,7 +26,9 @@ pub fn binary() -> Result<PathBuf> {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        build.status().map_err(|error| Error::from_io(error, "cargo build"))?;
+        build
+            .status()
+            .map_err(|error| Error::from_io(error, "cargo build"))?;
     }
     Ok(binary)
 }
@@ -61,10 +67,16 @@ impl Daemon {
         let deadline = runtime.deadline(Duration::from_secs(60));
         while daemon.connect().and_then(|client| client.ping()).is_err() {
             if let Ok(Some(status)) = daemon.child.try_wait() {
-                return Err(Error::new(ErrorKind::Unavailable, format!("kvstored ended: {status}: {}", daemon.log())));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("kvstored ended: {status}: {}", daemon.log()),
+                ));
             }
             if runtime.clock.now() > deadline {
-                return Err(Error::new(ErrorKind::TimedOut, format!("kvstored doesn't answer: {}", daemon.log())));
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("kvstored doesn't answer: {}", daemon.log()),
+                ));
             }
             pause(Duration::from_millis(5));
         }

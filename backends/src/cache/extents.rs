@@ -34,7 +34,10 @@ impl Extents {
             used: BTreeMap::new(),
             free_bytes: 0,
         };
-        extents.add_free(Range { offset: 0, length: capacity });
+        extents.add_free(Range {
+            offset: 0,
+            length: capacity,
+        });
         extents
     }
 
@@ -53,7 +56,10 @@ impl Extents {
         let (free_length, offset) = self.free_by_length.range((length, 0)..).next().copied()?;
         self.remove_free(offset, free_length);
         if free_length > length {
-            self.add_free(Range { offset: offset + length, length: free_length - length });
+            self.add_free(Range {
+                offset: offset + length,
+                length: free_length - length,
+            });
         }
         self.used.insert(offset, (length, slot));
         Some(offset)
@@ -74,14 +80,19 @@ impl Extents {
             self.remove_free(start + length, after_length);
             length += after_length;
         }
-        let range = Range { offset: start, length };
+        let range = Range {
+            offset: start,
+            length,
+        };
         self.add_free(range);
         Some(range)
     }
 
     /// The slot that begins where a range ends.
     pub fn slot_after(&self, range: Range) -> Option<u32> {
-        self.used.get(&(range.offset + range.length)).map(|(_, slot)| *slot)
+        self.used
+            .get(&(range.offset + range.length))
+            .map(|(_, slot)| *slot)
     }
 
     /// The slot that ends where a range begins.
@@ -118,7 +129,13 @@ mod tests {
         extents.release(offsets[0]).unwrap();
         extents.release(offsets[2]).unwrap();
         assert!(extents.allocate(20, 9).is_none());
-        assert_eq!(extents.release(offsets[1]).unwrap(), Range { offset: 0, length: 30 });
+        assert_eq!(
+            extents.release(offsets[1]).unwrap(),
+            Range {
+                offset: 0,
+                length: 30
+            }
+        );
         assert_eq!(extents.allocate(30, 9), Some(0));
     }
 

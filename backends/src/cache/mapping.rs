@@ -68,30 +68,60 @@ impl Drop for Unmap {
 
 /// Maps `length` bytes, shareable or private, with the largest pages to be had.
 pub fn map_arena(length: usize, shared: bool, huge_pages: bool) -> Result<Mapping> {
-    if shared { map_shared(length, huge_pages) } else { map_private(length, huge_pages) }
+    if shared {
+        map_shared(length, huge_pages)
+    } else {
+        map_private(length, huge_pages)
+    }
 }
 
 fn arena(address: *mut c_void, length: usize, file: Option<Arc<OwnedFd>>) -> Result<Arc<Arena>> {
     let base = NonNull::new(address.cast::<u8>()).ok_or_else(|| Error::internal("mmap returned null"))?;
-    let mapping = Unmap { base, length, _file: file };
+    let mapping = Unmap {
+        base,
+        length,
+        _file: file,
+    };
     // SAFETY: the mapping is readable and writable for its length and lives inside the arena.
-    Ok(Arc::new(unsafe { Arena::from_mapping(base, length, Box::new(mapping)) }))
+    Ok(Arc::new(unsafe {
+        Arena::from_mapping(base, length, Box::new(mapping))
+    }))
 }
 
 fn failed(length: usize) -> impl Fn(rustix::io::Errno) -> Error {
-    move |error| Error::from_io(error.into(), format!("can't map a cache buffer of {length} bytes"))
+    move |error| {
+        Error::from_io(
+            error.into(),
+            format!("can't map a cache buffer of {length} bytes"),
+        )
+    }
 }
 
 fn map_private(length: usize, huge_pages: bool) -> Result<Mapping> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a fresh anonymous mapping touches no existing memory.
-    let address = unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags) }
-        .map_err(failed(length))?;
+    let address = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            length,
+            ProtFlags::READ | ProtFlags::WRITE,
+            flags,
+        )
+    }
+    .map_err(failed(length))?;
     let arena = arena(address, length, None)?;
     // SAFETY: advice about our own fresh mapping.
     let advised = huge_pages && unsafe { madvise(address, length, Advice::LinuxHugepage) }.is_ok();
     let enabled = advised && setting("enabled").is_some_and(|word| word != "never");
-    Ok(Mapping { arena, file: None, pages: if enabled { PageKind::TransparentHuge } else { PageKind::Base } })
+    Ok(Mapping {
+        arena,
+        file: None,
+        pages: if enabled {
+            PageKind::TransparentHuge
+        } else {
+            PageKind::Base
+        },
+    })
 }
 
 fn map_shared(length: usize, huge_pages: bool) -> Result<Mapping> {
@@ -116,14 +146,28 @@ fn map_memfd(length: usize, flags: MemfdFlags, pages: PageKind) -> Result<Mappin
     ftruncate(&file, length as u64).map_err(failed(length))?;
     if flags.contains(MemfdFlags::ALLOW_SEALING) {
         // a client that shrank the file would kill its fellow users with SIGBUS
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(failed(length))?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(failed(length))?;
     }
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a fresh mapping of our own file touches no existing memory.
-    let address = unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0) }
-        .map_err(failed(length))?;
+    let address = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            length,
+            protection,
+            MapFlags::SHARED,
+            &file,
+            0,
+        )
+    }
+    .map_err(failed(length))?;
     let file = Arc::new(file);
-    Ok(Mapping { arena: arena(address, length, Some(file.clone()))?, file: Some(file), pages })
+    Ok(Mapping {
+        arena: arena(address, length, Some(file.clone()))?,
+        file: Some(file),
+        pages,
+    })
 }
 
 /// The chosen word of a transparent-huge-page setting, e.g. `madvise` in `always [madvise] never`.

@@ -66,7 +66,14 @@ impl CacheTier {
         let shadow = (settings.keep && settings.shadow_sample_one_in > 0)
             .then(|| ShadowCaches::new(1024, settings.shadow_sample_one_in));
         let policy = settings.policy.build();
-        let state = State::new(length, policy, settings.keep, Arc::clone(&indexes), quotas, shadow);
+        let state = State::new(
+            length,
+            policy,
+            settings.keep,
+            Arc::clone(&indexes),
+            quotas,
+            shadow,
+        );
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             settings,
@@ -89,7 +96,12 @@ impl CacheTier {
 
     /// Hits and lookups that each policy would have had, by sampled shadow caches.
     pub fn shadow_results(&self) -> Vec<(PolicyKind, u64, u64)> {
-        self.state.lock().shadow.as_ref().map(ShadowCaches::results).unwrap_or_default()
+        self.state
+            .lock()
+            .shadow
+            .as_ref()
+            .map(ShadowCaches::results)
+            .unwrap_or_default()
     }
 
     fn index(&self, namespace: &Namespace) -> Option<NamespaceIndex> {
@@ -97,8 +109,17 @@ impl CacheTier {
     }
 
     fn guard(&self, (slot, offset, length): Cut) -> Result<SlotGuard> {
-        let owner = self.this.upgrade().ok_or_else(|| Error::new(ErrorKind::Cancelled, "the cache is closed"))?;
-        Ok(SlotGuard::new(self.mapping.arena.clone(), owner, slot, offset, length))
+        let owner = self
+            .this
+            .upgrade()
+            .ok_or_else(|| Error::new(ErrorKind::Cancelled, "the cache is closed"))?;
+        Ok(SlotGuard::new(
+            self.mapping.arena.clone(),
+            owner,
+            slot,
+            offset,
+            length,
+        ))
     }
 }
 
@@ -121,7 +142,10 @@ impl MemoryTier for CacheTier {
             return vec![None; hashes.len()];
         }
         let pinned = self.state.lock().pin(namespace, hashes);
-        pinned.into_iter().map(|cut| cut.and_then(|cut| self.guard(cut).ok())).collect()
+        pinned
+            .into_iter()
+            .map(|cut| cut.and_then(|cut| self.guard(cut).ok()))
+            .collect()
     }
 
     fn allocate(
@@ -131,7 +155,9 @@ impl MemoryTier for CacheTier {
         hashes: &[BlockHash],
     ) -> Vec<Result<SlotGuard>> {
         let cut = self.state.lock().allocate(namespace, parent, hashes);
-        cut.into_iter().map(|cut| cut.and_then(|cut| self.guard(cut))).collect()
+        cut.into_iter()
+            .map(|cut| cut.and_then(|cut| self.guard(cut)))
+            .collect()
     }
 
     fn allocate_scratch(&self, namespace: &Arc<NamespaceInfo>) -> Result<SlotGuard> {
@@ -171,7 +197,8 @@ impl Tier for CacheTier {
     }
 
     fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
-        self.index(&namespace.namespace).map_or(0, |index| index.read().lookup_on_prefix(hashes))
+        self.index(&namespace.namespace)
+            .map_or(0, |index| index.read().lookup_on_prefix(hashes))
     }
 
     /// Copies between the arena's slots and foreign buffers: what a faster tier in front would ask for.
@@ -190,7 +217,9 @@ impl Tier for CacheTier {
     }
 
     fn purge(&self, namespace: &Namespace) -> Result<u64> {
-        let Some(index) = self.index(namespace) else { return Ok(0) };
+        let Some(index) = self.index(namespace) else {
+            return Ok(0);
+        };
         let mut dropped = 0;
         loop {
             let some = index.read().list_after(None, 4096);
@@ -235,7 +264,9 @@ impl Tier for CacheTier {
                 Some(after) if namespace == after.namespace => Some(&after.hash),
                 _ => None,
             };
-            let Some(index) = self.index(&namespace) else { continue };
+            let Some(index) = self.index(&namespace) else {
+                continue;
+            };
             let hashes = index.read().list_after(behind, limit - keys.len());
             keys.extend(hashes.into_iter().map(|hash| BlockKey { namespace, hash }));
             if keys.len() >= limit {
@@ -247,7 +278,10 @@ impl Tier for CacheTier {
 
     fn namespaces(&self) -> Vec<(Namespace, u64)> {
         let indexes = self.indexes.read();
-        indexes.iter().map(|(namespace, index)| (*namespace, index.read().len() as u64)).collect()
+        indexes
+            .iter()
+            .map(|(namespace, index)| (*namespace, index.read().len() as u64))
+            .collect()
     }
 
     fn drain(&self, _deadline: Instant) -> Result<()> {
@@ -284,7 +318,9 @@ fn copy_image(from: &SlotGuard, to: &SlotGuard) -> Result<()> {
     let mut done = 0;
     while done < length {
         let piece = page.len().min(length - done);
-        let piece = page.get_mut(..piece).ok_or_else(|| Error::internal("copy buffer"))?;
+        let piece = page
+            .get_mut(..piece)
+            .ok_or_else(|| Error::internal("copy buffer"))?;
         from.arena().read(from.offset() + done, piece)?;
         to.arena().write(to.offset() + done, piece)?;
         done += piece.len();

@@ -105,14 +105,21 @@ impl State {
     /// Pins the visible blocks of a run and counts the use, tail first.
     pub(super) fn pin(&mut self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> Vec<Option<Cut>> {
         if let Some(shadow) = &mut self.shadow {
-            let fingerprints: Vec<u64> = hashes.iter().map(|hash| fingerprint(&namespace.namespace, hash)).collect();
+            let fingerprints: Vec<u64> = hashes
+                .iter()
+                .map(|hash| fingerprint(&namespace.namespace, hash))
+                .collect();
             shadow.access_run(&fingerprints);
         }
-        let Some(index) = self.index(&namespace.namespace) else { return vec![None; hashes.len()] };
+        let Some(index) = self.index(&namespace.namespace) else {
+            return vec![None; hashes.len()];
+        };
         let index = index.read();
         let mut pinned: Vec<Option<Cut>> = Vec::with_capacity(hashes.len());
         for hash in hashes {
-            let slot = index.get(hash).and_then(|number| Some((number, self.slots.get_mut(number as usize)?)));
+            let slot = index
+                .get(hash)
+                .and_then(|number| Some((number, self.slots.get_mut(number as usize)?)));
             pinned.push(slot.map(|(number, slot)| {
                 slot.pins += 1;
                 (number, slot.offset, slot.length)
@@ -146,7 +153,10 @@ impl State {
                 && let Some(number) = self.resident(&index, namespace, hash)
             {
                 ancestor = Some(number);
-                outcomes.push(Err(Error::new(ErrorKind::AlreadyExists, "block is in the cache or on its way")));
+                outcomes.push(Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    "block is in the cache or on its way",
+                )));
                 continue;
             }
             let outcome = self.cut(namespace, Some(*hash), ancestor);
@@ -166,7 +176,8 @@ impl State {
                 slot.in_policy = true;
             }
         }
-        let capacity = self.policy.len().max(1) + self.extents.free_bytes() / namespace.layout.image_bytes().max(1);
+        let capacity =
+            self.policy.len().max(1) + self.extents.free_bytes() / namespace.layout.image_bytes().max(1);
         self.policy.set_capacity(capacity);
         if let Some(shadow) = &mut self.shadow {
             shadow.set_capacity(capacity);
@@ -177,19 +188,27 @@ impl State {
 
     /// The slot of a block that's visible or being filled.
     fn resident(&self, index: &NamespaceIndex, namespace: &NamespaceInfo, hash: &BlockHash) -> Option<u32> {
-        index.read().get(hash).or_else(|| self.filling.get(&namespace.key(*hash)).copied())
+        index
+            .read()
+            .get(hash)
+            .or_else(|| self.filling.get(&namespace.key(*hash)).copied())
     }
 
     /// Warms a block's chain of ancestors, the block first and the head of the prompt last.
     fn refresh(&mut self, mut number: Option<u32>) {
         let mut steps = 0;
         while let Some(current) = number {
-            let Some(slot) = self.slots.get(current as usize) else { return };
+            let Some(slot) = self.slots.get(current as usize) else {
+                return;
+            };
             if slot.in_policy {
                 self.policy.refresh(current);
             }
             number = slot.parent.and_then(|(parent, serial)| {
-                let alive = self.slots.get(parent as usize).is_some_and(|slot| slot.serial == serial);
+                let alive = self
+                    .slots
+                    .get(parent as usize)
+                    .is_some_and(|slot| slot.serial == serial);
                 alive.then_some(parent)
             });
             steps += 1;
@@ -210,7 +229,10 @@ impl State {
         if length > self.extents.capacity() {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!("a block takes {length} bytes but the cache buffer holds {}", self.extents.capacity()),
+                format!(
+                    "a block takes {length} bytes but the cache buffer holds {}",
+                    self.extents.capacity()
+                ),
             ));
         }
         let charged = hash.is_some() && self.charge(namespace, length)?;
@@ -228,14 +250,24 @@ impl State {
             }
             self.starved = true;
             self.counts.refused_writes += 1;
-            return Err(Error::new(ErrorKind::Busy, "every block of the cache buffer is in use"));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "every block of the cache buffer is in use",
+            ));
         };
-        let serial = self.slots.get(number as usize).map_or(0, |slot| slot.serial.wrapping_add(1));
+        let serial = self
+            .slots
+            .get(number as usize)
+            .map_or(0, |slot| slot.serial.wrapping_add(1));
         let parent = ancestor.and_then(|parent| Some((parent, self.slots.get(parent as usize)?.serial)));
         let slot = Slot {
             offset,
             length,
-            state: if hash.is_some() { SlotState::Filling } else { SlotState::Doomed },
+            state: if hash.is_some() {
+                SlotState::Filling
+            } else {
+                SlotState::Doomed
+            },
             pins: 1,
             serial,
             parent,
@@ -252,7 +284,9 @@ impl State {
 
     /// Charges a tenant's quota, evicting the tenant's own blocks where it's exhausted.
     fn charge(&mut self, namespace: &Arc<NamespaceInfo>, length: usize) -> Result<bool> {
-        let Some(quotas) = self.quotas.clone() else { return Ok(false) };
+        let Some(quotas) = self.quotas.clone() else {
+            return Ok(false);
+        };
         loop {
             let charged = quotas.reserve(&namespace.identity.tenant, &namespace.namespace, length as u64);
             let Err(error) = charged else { return Ok(true) };
@@ -260,7 +294,10 @@ impl State {
             let same = |number: u32| {
                 slots.get(number as usize).is_some_and(|slot| {
                     slot.pins == 0
-                        && slot.owner.as_ref().is_some_and(|(owner, _)| owner.identity.tenant == namespace.identity.tenant)
+                        && slot
+                            .owner
+                            .as_ref()
+                            .is_some_and(|(owner, _)| owner.identity.tenant == namespace.identity.tenant)
                 })
             };
             let Some(victim) = self.policy.evict(&mut { same }) else {
@@ -282,13 +319,19 @@ impl State {
         loop {
             let slots = &self.slots;
             let unpinned = |number: u32| slots.get(number as usize).is_some_and(|slot| slot.pins == 0);
-            let Some(victim) = self.policy.evict(&mut { unpinned }) else { return false };
-            let Some(mut hole) = self.evicted(victim) else { continue };
+            let Some(victim) = self.policy.evict(&mut { unpinned }) else {
+                return false;
+            };
+            let Some(mut hole) = self.evicted(victim) else {
+                continue;
+            };
             // blocks of several sizes: widen the hole over evictable neighbours
             while hole.length < length {
                 let neighbours = [self.extents.slot_after(hole), self.extents.slot_before(hole)];
                 let next = neighbours.into_iter().flatten().find(|number| {
-                    self.slots.get(*number as usize).is_some_and(|slot| slot.pins == 0 && slot.state == SlotState::Visible)
+                    self.slots
+                        .get(*number as usize)
+                        .is_some_and(|slot| slot.pins == 0 && slot.state == SlotState::Visible)
                 });
                 let Some(next) = next else { break };
                 self.policy.remove(next);
@@ -314,14 +357,18 @@ impl State {
     }
 
     fn unlist(&mut self, number: u32) {
-        let Some(slot) = self.slots.get_mut(number as usize) else { return };
+        let Some(slot) = self.slots.get_mut(number as usize) else {
+            return;
+        };
         let visible = slot.state == SlotState::Visible;
         slot.state = SlotState::Doomed;
         if slot.in_policy {
             slot.in_policy = false;
             self.policy.remove(number);
         }
-        let Some((namespace, hash)) = &slot.owner else { return };
+        let Some((namespace, hash)) = &slot.owner else {
+            return;
+        };
         let (namespace, hash) = (namespace.clone(), *hash);
         if !visible {
             let key = namespace.key(hash);
@@ -353,8 +400,12 @@ impl State {
         if !self.keep {
             return false;
         }
-        let Some(slot) = self.slots.get_mut(number as usize) else { return false };
-        let (SlotState::Filling, Some((namespace, hash))) = (slot.state, slot.owner.clone()) else { return false };
+        let Some(slot) = self.slots.get_mut(number as usize) else {
+            return false;
+        };
+        let (SlotState::Filling, Some((namespace, hash))) = (slot.state, slot.owner.clone()) else {
+            return false;
+        };
         slot.state = SlotState::Visible;
         self.filling.remove(&namespace.key(hash));
         if let Some(index) = self.index(&namespace.namespace) {
@@ -365,7 +416,11 @@ impl State {
 
     /// Makes a slot invisible; it's freed with its last pin.
     pub(super) fn discard(&mut self, number: u32) {
-        if self.slots.get(number as usize).is_none_or(|slot| slot.state == SlotState::Free) {
+        if self
+            .slots
+            .get(number as usize)
+            .is_none_or(|slot| slot.state == SlotState::Free)
+        {
             return;
         }
         self.unlist(number);
@@ -377,7 +432,9 @@ impl State {
     /// Drops one pin. Returns whether somebody who was told `Busy` should hear of it.
     pub(super) fn release(&mut self, number: u32) -> bool {
         let keep = self.keep;
-        let Some(slot) = self.slots.get_mut(number as usize) else { return false };
+        let Some(slot) = self.slots.get_mut(number as usize) else {
+            return false;
+        };
         slot.pins = slot.pins.saturating_sub(1);
         if slot.pins > 0 {
             return false;
@@ -391,7 +448,9 @@ impl State {
 
     /// Drops blocks by hash; returns how many were visible.
     pub(super) fn remove(&mut self, namespace: &Namespace, hashes: &[BlockHash]) -> u64 {
-        let Some(index) = self.index(namespace) else { return 0 };
+        let Some(index) = self.index(namespace) else {
+            return 0;
+        };
         let slots: Vec<u32> = hashes.iter().filter_map(|hash| index.read().get(hash)).collect();
         for number in &slots {
             self.discard(*number);

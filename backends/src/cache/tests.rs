@@ -17,14 +17,21 @@ fn hash(number: u64) -> BlockHash {
 }
 
 fn namespace(tenant: &str, tensor_bytes: u32) -> Arc<NamespaceInfo> {
-    let identity = Identity { tenant: tenant.into(), ..Identity::default() };
+    let identity = Identity {
+        tenant: tenant.into(),
+        ..Identity::default()
+    };
     Arc::new(NamespaceInfo::new(identity, Layout::uniform(1, 1, tensor_bytes).unwrap()).unwrap())
 }
 
 fn cache(blocks: u64, policy: PolicyKind) -> (Arc<CacheTier>, Arc<NamespaceInfo>) {
     // a little more than the blocks, for the share kept aside for tables
     let capacity_bytes = blocks * IMAGE_BYTES * 256 / 255 + 4096;
-    let settings = CacheSettings { capacity_bytes, policy, ..CacheSettings::default() };
+    let settings = CacheSettings {
+        capacity_bytes,
+        policy,
+        ..CacheSettings::default()
+    };
     let cache = CacheTier::open(settings, None).unwrap();
     let namespace = namespace("", 4096);
     cache.open_namespace(&namespace).unwrap();
@@ -47,9 +54,17 @@ fn has(cache: &CacheTier, namespace: &NamespaceInfo, number: u64) -> bool {
 #[test]
 fn a_slot_is_invisible_until_published_and_leaves_no_trace_when_discarded() {
     let (cache, namespace) = cache(4, PolicyKind::Lru);
-    let slot = cache.allocate(&namespace, None, &[hash(1)]).pop().unwrap().unwrap();
+    let slot = cache
+        .allocate(&namespace, None, &[hash(1)])
+        .pop()
+        .unwrap()
+        .unwrap();
     assert!(!has(&cache, &namespace, 1));
-    let again = cache.allocate(&namespace, None, &[hash(1)]).pop().unwrap().unwrap_err();
+    let again = cache
+        .allocate(&namespace, None, &[hash(1)])
+        .pop()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AlreadyExists);
     cache.discard(&slot);
     drop(slot);
@@ -70,7 +85,11 @@ fn pinned_blocks_are_never_evicted_and_room_is_announced() {
     cache.on_room(Arc::new(move || {
         counted.fetch_add(1, Ordering::SeqCst);
     }));
-    let refused = cache.allocate(&namespace, None, &[hash(4)]).pop().unwrap().unwrap_err();
+    let refused = cache
+        .allocate(&namespace, None, &[hash(4)])
+        .pop()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     drop(pinned);
     assert_eq!(rooms.load(Ordering::SeqCst), 1);
@@ -88,7 +107,10 @@ fn a_tail_goes_before_its_head_even_when_dumped_later() {
         assert!(!has(&cache, &namespace, 4), "{policy:?}");
         store(&cache, &namespace, None, &[11]);
         assert!(!has(&cache, &namespace, 3), "{policy:?}");
-        assert!(has(&cache, &namespace, 1) && has(&cache, &namespace, 2), "{policy:?}");
+        assert!(
+            has(&cache, &namespace, 1) && has(&cache, &namespace, 2),
+            "{policy:?}"
+        );
     }
 }
 
@@ -104,7 +126,11 @@ fn a_large_block_takes_the_place_of_several_small_neighbours() {
     assert!((3..=4).contains(&left), "{left} small blocks left");
     let too_large = namespace("giant", 9 * 8192);
     cache.open_namespace(&too_large).unwrap();
-    let refused = cache.allocate(&too_large, None, &[hash(1)]).pop().unwrap().unwrap_err();
+    let refused = cache
+        .allocate(&too_large, None, &[hash(1)])
+        .pop()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::TooLarge);
 }
 
@@ -113,8 +139,14 @@ fn a_tenant_over_its_quota_evicts_its_own_blocks() {
     let mut settings = QuotaSettings::default();
     settings.tenants.insert("small".into(), 2 * IMAGE_BYTES);
     let quotas = Arc::new(QuotaLedger::new(settings));
-    let cache =
-        CacheTier::open(CacheSettings { capacity_bytes: 1 << 20, ..CacheSettings::default() }, Some(quotas)).unwrap();
+    let cache = CacheTier::open(
+        CacheSettings {
+            capacity_bytes: 1 << 20,
+            ..CacheSettings::default()
+        },
+        Some(quotas),
+    )
+    .unwrap();
     let (bounded, free) = (namespace("small", 4096), namespace("free", 4096));
     cache.open_namespace(&bounded).unwrap();
     cache.open_namespace(&free).unwrap();
@@ -125,7 +157,11 @@ fn a_tenant_over_its_quota_evicts_its_own_blocks() {
     assert_eq!((1..=5).filter(|number| has(&cache, &bounded, *number)).count(), 2);
     assert_eq!((1..=4).filter(|number| has(&cache, &free, *number)).count(), 4);
     let pinned = cache.pin(&bounded, &[hash(4), hash(5)]);
-    let refused = cache.allocate(&bounded, None, &[hash(6)]).pop().unwrap().unwrap_err();
+    let refused = cache
+        .allocate(&bounded, None, &[hash(6)])
+        .pop()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::QuotaExceeded);
     drop(pinned);
 }
@@ -138,14 +174,23 @@ fn purge_and_remove_drop_blocks_and_free_their_bytes() {
     let pinned = cache.pin(&namespace, &[hash(5)]);
     assert_eq!(cache.purge(&namespace.namespace).unwrap(), 15);
     assert_eq!(cache.statistics().blocks, 0);
-    assert_eq!(cache.state.lock().used_bytes(), IMAGE_BYTES, "a pinned slot stays until its guard goes");
+    assert_eq!(
+        cache.state.lock().used_bytes(),
+        IMAGE_BYTES,
+        "a pinned slot stays until its guard goes"
+    );
     drop(pinned);
     assert_eq!(cache.state.lock().used_bytes(), 0);
 }
 
 #[test]
 fn a_staging_area_keeps_nothing() {
-    let settings = CacheSettings { capacity_bytes: 1 << 20, keep: false, shared: false, ..CacheSettings::default() };
+    let settings = CacheSettings {
+        capacity_bytes: 1 << 20,
+        keep: false,
+        shared: false,
+        ..CacheSettings::default()
+    };
     let cache = CacheTier::open(settings, None).unwrap();
     let namespace = namespace("", 4096);
     cache.open_namespace(&namespace).unwrap();
@@ -164,8 +209,16 @@ fn many_threads_leave_the_books_balanced() {
                 for step in 0..500u64 {
                     let number = (thread * 7 + step * 13) % 60;
                     let pinned = cache.pin(namespace, &[hash(number), hash(number + 1)]);
-                    for slot in cache.allocate(namespace, None, &[hash(number)]).into_iter().flatten() {
-                        if step % 5 == 0 { cache.discard(&slot) } else { cache.publish(&slot) }
+                    for slot in cache
+                        .allocate(namespace, None, &[hash(number)])
+                        .into_iter()
+                        .flatten()
+                    {
+                        if step % 5 == 0 {
+                            cache.discard(&slot)
+                        } else {
+                            cache.publish(&slot)
+                        }
                     }
                     drop(pinned);
                     if step % 50 == 0 {

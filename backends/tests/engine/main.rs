@@ -2,8 +2,8 @@
 
 mod scripted;
 
-use std::sync::mpsc::channel;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use kvstored_backends::cache::{CacheSettings, CacheTier};
@@ -32,10 +32,20 @@ fn bed(blocks: u64, keep: bool) -> Bed {
     };
     let cache = CacheTier::open(settings, None).unwrap();
     let tier = ScriptedTier::new();
-    let engine = Engine::new(EngineSettings::default(), Runtime::system(), cache, keep, vec![tier.clone()]);
+    let engine = Engine::new(
+        EngineSettings::default(),
+        Runtime::system(),
+        cache,
+        keep,
+        vec![tier.clone()],
+    );
     let layout = Layout::uniform(SHARDS, 1, TENSOR_BYTES).unwrap();
     let namespace = engine.open_namespace(Identity::default(), layout).unwrap();
-    Bed { engine, tier, namespace }
+    Bed {
+        engine,
+        tier,
+        namespace,
+    }
 }
 
 fn hash(number: u64) -> BlockHash {
@@ -67,26 +77,39 @@ impl Bed {
             let bytes = vec![*shard as u8 + 1; TENSOR_BYTES as usize];
             let offset = reservation.slot().offset() + self.namespace.layout.shard_offset(*shard).unwrap();
             reservation.slot().arena().write(offset, &bytes).unwrap();
-            reservation.put_shard(*shard, kvstored_core::checksum::checksum(&bytes)).unwrap();
+            reservation
+                .put_shard(*shard, kvstored_core::checksum::checksum(&bytes))
+                .unwrap();
         }
     }
 
     fn commit(&self, reservation: Reservation, durability: Durability) -> Result<Durability> {
         let (sender, receiver) = channel();
-        self.engine.commit(reservation, durability, Box::new(move |result| sender.send(result).unwrap()));
+        self.engine.commit(
+            reservation,
+            durability,
+            Box::new(move |result| sender.send(result).unwrap()),
+        );
         receiver.recv_timeout(Duration::from_secs(10)).unwrap()
     }
 
     fn dump(&self, number: u64) {
         let reservation = self.reservation(number);
         self.fill(&reservation, &[2, 0, 1]);
-        assert_eq!(self.commit(reservation, Durability::Tier).unwrap(), Durability::Tier);
+        assert_eq!(
+            self.commit(reservation, Durability::Tier).unwrap(),
+            Durability::Tier
+        );
     }
 
     fn acquire(&self, numbers: &[u64]) -> Vec<Result<Acquired>> {
         let hashes: Vec<_> = numbers.iter().map(|number| hash(*number)).collect();
         let (sender, receiver) = channel();
-        self.engine.acquire(&self.namespace, &hashes, Box::new(move |outcomes| sender.send(outcomes).unwrap()));
+        self.engine.acquire(
+            &self.namespace,
+            &hashes,
+            Box::new(move |outcomes| sender.send(outcomes).unwrap()),
+        );
         receiver.recv_timeout(Duration::from_secs(10)).unwrap()
     }
 
@@ -115,9 +138,15 @@ fn a_block_is_absent_or_whole_whatever_the_order_of_its_shards() {
 fn a_shard_outside_the_layout_or_twice_is_refused() {
     let bed = bed(8, true);
     let reservation = bed.reservation(1);
-    assert_eq!(reservation.put_shard(3, 0).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        reservation.put_shard(3, 0).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
     assert!(!reservation.put_shard(1, 5).unwrap());
-    assert_eq!(reservation.put_shard(1, 5).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        reservation.put_shard(1, 5).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
 }
 
 #[test]
@@ -136,10 +165,16 @@ fn a_dropped_reservation_leaves_no_trace() {
 fn present_blocks_are_not_written_again() {
     let bed = bed(8, true);
     bed.dump(1);
-    assert!(matches!(bed.reserve_until(&[1], Duration::ZERO)[..], [Reserved::Present]));
+    assert!(matches!(
+        bed.reserve_until(&[1], Duration::ZERO)[..],
+        [Reserved::Present]
+    ));
     assert_eq!(bed.tier.writes(), 1);
     let held = bed.reservation(2);
-    assert!(matches!(bed.reserve_until(&[2], Duration::ZERO)[..], [Reserved::Present]), "one dump at a time");
+    assert!(
+        matches!(bed.reserve_until(&[2], Duration::ZERO)[..], [Reserved::Present]),
+        "one dump at a time"
+    );
     drop(held);
 }
 
@@ -159,7 +194,11 @@ fn a_block_evicted_from_memory_comes_back_from_the_tier_below() {
         assert_eq!(bytes, [2; 8]);
     }
     drop(outcomes);
-    assert_eq!(bed.acquire(&[1])[0].as_ref().unwrap().tier, 0, "a hit below is promoted");
+    assert_eq!(
+        bed.acquire(&[1])[0].as_ref().unwrap().tier,
+        0,
+        "a hit below is promoted"
+    );
     let statistics = bed.engine.statistics();
     assert_eq!(statistics.tiers[1].counts.hits, 2);
     assert_eq!(statistics.tiers[0].counts.hits, 1);
@@ -171,16 +210,26 @@ fn one_read_serves_all_who_ask() {
     for number in 1..=3 {
         bed.dump(number);
     }
-    bed.engine.evict(&bed.namespace, &[hash(1)], Some("Cache")).unwrap();
+    bed.engine
+        .evict(&bed.namespace, &[hash(1)], Some("Cache"))
+        .unwrap();
     bed.tier.hold(true);
     let (sender, receiver) = channel();
     for _ in 0..3 {
         let sender = sender.clone();
-        bed.engine.acquire(&bed.namespace, &[hash(1)], Box::new(move |outcomes| sender.send(outcomes).unwrap()));
+        bed.engine.acquire(
+            &bed.namespace,
+            &[hash(1)],
+            Box::new(move |outcomes| sender.send(outcomes).unwrap()),
+        );
     }
     bed.tier.hold(false);
     for _ in 0..3 {
-        let outcome = receiver.recv_timeout(Duration::from_secs(10)).unwrap().pop().unwrap();
+        let outcome = receiver
+            .recv_timeout(Duration::from_secs(10))
+            .unwrap()
+            .pop()
+            .unwrap();
         assert_eq!(outcome.unwrap().tier, 1);
     }
     assert_eq!(bed.tier.reads(), 1);
@@ -192,7 +241,9 @@ fn a_failed_read_is_a_miss_and_leaves_no_trace() {
     for number in 1..=3 {
         bed.dump(number);
     }
-    bed.engine.evict(&bed.namespace, &[hash(1)], Some("Cache")).unwrap();
+    bed.engine
+        .evict(&bed.namespace, &[hash(1)], Some("Cache"))
+        .unwrap();
     bed.tier.fail_reads(Some(Error::new(ErrorKind::Io, "scripted")));
     assert_eq!(bed.acquire(&[1])[0].as_ref().unwrap_err().kind(), ErrorKind::Io);
     bed.tier.fail_reads(None);
@@ -243,12 +294,19 @@ fn blocks_being_written_are_not_evicted_and_a_full_disk_is_reported() {
     for number in [1, 2] {
         let reservation = bed.reservation(number);
         bed.fill(&reservation, &[0, 1, 2]);
-        assert_eq!(bed.commit(reservation, Durability::Memory).unwrap(), Durability::Memory);
+        assert_eq!(
+            bed.commit(reservation, Durability::Memory).unwrap(),
+            Durability::Memory
+        );
     }
-    assert!(matches!(bed.reserve_until(&[3], Duration::ZERO)[..], [Reserved::Refused(_)]));
+    assert!(matches!(
+        bed.reserve_until(&[3], Duration::ZERO)[..],
+        [Reserved::Refused(_)]
+    ));
     bed.tier.hold(false);
     bed.dump(3);
-    bed.tier.fail_writes(Some(Error::new(ErrorKind::NoSpace, "scripted")));
+    bed.tier
+        .fail_writes(Some(Error::new(ErrorKind::NoSpace, "scripted")));
     let reservation = bed.reservation(4);
     bed.fill(&reservation, &[0, 1, 2]);
     let error = bed.commit(reservation, Durability::Tier).unwrap_err();
@@ -274,19 +332,27 @@ fn a_corrupt_block_is_dropped_everywhere_it_is_bad() {
     let bed = bed(2, true);
     bed.dump(1);
     bed.tier.flip_byte(hash(1));
-    bed.engine.evict(&bed.namespace, &[hash(1)], Some("Cache")).unwrap();
+    bed.engine
+        .evict(&bed.namespace, &[hash(1)], Some("Cache"))
+        .unwrap();
     let acquired = bed.acquire(&[1]).pop().unwrap().unwrap();
     bed.engine.report_corrupt(&bed.namespace, hash(1), &acquired.slot);
     drop(acquired);
     assert!(!bed.has(1));
-    assert_eq!(bed.acquire(&[1])[0].as_ref().unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        bed.acquire(&[1])[0].as_ref().unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }
 
 #[test]
 fn evict_names_the_tiers_it_knows() {
     let bed = bed(2, true);
     bed.dump(1);
-    let error = bed.engine.evict(&bed.namespace, &[hash(1)], Some("Posix")).unwrap_err();
+    let error = bed
+        .engine
+        .evict(&bed.namespace, &[hash(1)], Some("Posix"))
+        .unwrap_err();
     assert!(error.to_string().contains("Cache, Scripted"), "{error}");
     assert_eq!(bed.engine.evict(&bed.namespace, &[hash(1)], None).unwrap(), 2);
     bed.dump(2);
@@ -297,6 +363,9 @@ fn evict_names_the_tiers_it_knows() {
 #[test]
 fn a_block_larger_than_memory_is_refused_when_its_namespace_is_opened() {
     let bed = bed(2, true);
-    let error = bed.engine.open_namespace(Identity::default(), Layout::uniform(9, 1, 4096).unwrap()).unwrap_err();
+    let error = bed
+        .engine
+        .open_namespace(Identity::default(), Layout::uniform(9, 1, 4096).unwrap())
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
 }

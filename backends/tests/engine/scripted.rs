@@ -90,8 +90,13 @@ impl ScriptedTier {
             return Err(error);
         }
         let mut image = vec![0u8; operation.buffer.length()];
-        operation.buffer.arena().read(operation.buffer.offset(), &mut image)?;
-        self.images.lock().insert(operation.namespace.key(operation.hash), image);
+        operation
+            .buffer
+            .arena()
+            .read(operation.buffer.offset(), &mut image)?;
+        self.images
+            .lock()
+            .insert(operation.namespace.key(operation.hash), image);
         Ok(())
     }
 }
@@ -114,7 +119,10 @@ impl Tier for ScriptedTier {
 
     fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
         let images = self.images.lock();
-        hashes.iter().take_while(|hash| images.contains_key(&namespace.key(**hash))).count()
+        hashes
+            .iter()
+            .take_while(|hash| images.contains_key(&namespace.key(**hash)))
+            .count()
     }
 
     fn submit(&self, batch: Vec<Operation>) {
@@ -136,7 +144,10 @@ impl Tier for ScriptedTier {
 
     fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
         let mut images = self.images.lock();
-        hashes.iter().filter(|hash| images.remove(&namespace.key(**hash)).is_some()).count() as u64
+        hashes
+            .iter()
+            .filter(|hash| images.remove(&namespace.key(**hash)).is_some())
+            .count() as u64
     }
 
     fn purge(&self, namespace: &Namespace) -> Result<u64> {
@@ -147,13 +158,19 @@ impl Tier for ScriptedTier {
     }
 
     fn statistics(&self) -> TierStatistics {
-        TierStatistics { blocks: self.images.lock().len() as u64, ..TierStatistics::default() }
+        TierStatistics {
+            blocks: self.images.lock().len() as u64,
+            ..TierStatistics::default()
+        }
     }
 
     fn list(&self, _namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {
         let mut keys: Vec<_> = self.images.lock().keys().copied().collect();
         keys.sort();
-        keys.into_iter().filter(|key| after.is_none_or(|after| key > after)).take(limit).collect()
+        keys.into_iter()
+            .filter(|key| after.is_none_or(|after| key > after))
+            .take(limit)
+            .collect()
     }
 
     fn namespaces(&self) -> Vec<(Namespace, u64)> {

@@ -69,7 +69,10 @@ impl Session for EmbeddedSession {
         if let Some(number) = self.numbers.get(&info.namespace) {
             return Ok(*number);
         }
-        let request = Request::OpenNamespace { identity: Box::new(info.identity.clone()), layout: info.layout.clone() };
+        let request = Request::OpenNamespace {
+            identity: Box::new(info.identity.clone()),
+            layout: info.layout.clone(),
+        };
         match self.call(request, deadline)? {
             Answer::Opened { namespace } => {
                 self.numbers.insert(info.namespace, namespace);

@@ -53,7 +53,12 @@ pub(crate) trait Session: Send {
     /// Sends a request and waits for its answer; `TimedOut` at the deadline.
     fn call(&mut self, request: Request<'_>, deadline: Instant) -> Result<Answer> {
         let ticket = self.begin(request, deadline)?;
-        let late = || Error::new(ErrorKind::TimedOut, "no answer from the engine until the deadline");
+        let late = || {
+            Error::new(
+                ErrorKind::TimedOut,
+                "no answer from the engine until the deadline",
+            )
+        };
         self.finish(ticket, deadline)?.ok_or_else(late)
     }
 }

@@ -21,9 +21,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// Where sessions come from.
 pub(crate) enum Source {
     /// An engine in this process.
-    Embedded { engine: Arc<Engine>, tier_names: Arc<[String]> },
+    Embedded {
+        engine: Arc<Engine>,
+        tier_names: Arc<[String]>,
+    },
     /// The daemon behind a socket.
-    Socket { path: PathBuf, mappings: Mappings, absent: Mutex<Option<Absent>> },
+    Socket {
+        path: PathBuf,
+        mappings: Mappings,
+        absent: Mutex<Option<Absent>>,
+    },
 }
 
 /// The daemon wasn't there at the last attempt.
@@ -36,7 +43,11 @@ pub(crate) struct Absent {
 impl Source {
     /// A daemon's socket.
     pub(crate) fn socket(path: PathBuf) -> Self {
-        Self::Socket { path, mappings: Mappings::default(), absent: Mutex::new(None) }
+        Self::Socket {
+            path,
+            mappings: Mappings::default(),
+            absent: Mutex::new(None),
+        }
     }
 
     fn open(&self, runtime: &Runtime, deadline: Instant) -> Result<Box<dyn Session>> {
@@ -44,7 +55,11 @@ impl Source {
             Self::Embedded { engine, tier_names } => {
                 Ok(Box::new(EmbeddedSession::new(engine.clone(), tier_names.clone())))
             }
-            Self::Socket { path, mappings, absent } => {
+            Self::Socket {
+                path,
+                mappings,
+                absent,
+            } => {
                 if let Some(absent) = &*absent.lock()
                     && runtime.clock.now() < absent.until
                 {
@@ -58,8 +73,14 @@ impl Source {
                         Ok(Box::new(session))
                     }
                     Err(error) => {
-                        let pause = absent.as_ref().map_or(FIRST_PAUSE, |absent| (absent.pause * 2).min(LONGEST_PAUSE));
-                        *absent = Some(Absent { until: runtime.deadline(pause), pause, error: error.clone() });
+                        let pause = absent
+                            .as_ref()
+                            .map_or(FIRST_PAUSE, |absent| (absent.pause * 2).min(LONGEST_PAUSE));
+                        *absent = Some(Absent {
+                            until: runtime.deadline(pause),
+                            pause,
+                            error: error.clone(),
+                        });
                         Err(error)
                     }
                 }
@@ -85,7 +106,13 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(source: Arc<Source>, runtime: Runtime, limit: usize) -> Arc<Self> {
-        Arc::new(Self { source, runtime, limit, state: Mutex::default(), returned: Condvar::new() })
+        Arc::new(Self {
+            source,
+            runtime,
+            limit,
+            state: Mutex::default(),
+            returned: Condvar::new(),
+        })
     }
 
     /// A free session, or a new one; waits for one to come back where all are taken. Fails with `Busy` at the
@@ -95,7 +122,11 @@ impl Pool {
         loop {
             while let Some(mut session) = state.free.pop() {
                 if session.is_alive() {
-                    return Ok(PooledSession { session: Some(session), pool: self.clone(), fresh: false });
+                    return Ok(PooledSession {
+                        session: Some(session),
+                        pool: self.clone(),
+                        fresh: false,
+                    });
                 }
                 state.open -= 1;
             }
@@ -103,7 +134,10 @@ impl Pool {
                 break;
             }
             if self.runtime.clock.now() >= deadline {
-                return Err(Error::new(ErrorKind::Busy, format!("all {} sessions of the client are taken", self.limit)));
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("all {} sessions of the client are taken", self.limit),
+                ));
             }
             let pause = deadline.saturating_duration_since(self.runtime.clock.now());
             self.returned.wait_for(&mut state, pause);
@@ -111,7 +145,11 @@ impl Pool {
         state.open += 1;
         drop(state);
         match self.source.open(&self.runtime, deadline) {
-            Ok(session) => Ok(PooledSession { session: Some(session), pool: self.clone(), fresh: true }),
+            Ok(session) => Ok(PooledSession {
+                session: Some(session),
+                pool: self.clone(),
+                fresh: true,
+            }),
             Err(error) => {
                 self.closed();
                 Err(error)
@@ -165,7 +203,9 @@ impl DerefMut for PooledSession {
 
 impl Drop for PooledSession {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
+        let Some(session) = self.session.take() else {
+            return;
+        };
         if session.is_reusable() {
             self.pool.state.lock().free.push(session);
             self.pool.returned.notify_one();

@@ -16,8 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recv, recvmsg, send, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recv, recvmsg, send, socket_with,
 };
 
 use crate::mapping::Mappings;
@@ -43,7 +43,10 @@ pub(crate) struct SocketSession {
 }
 
 fn gone(error: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the daemon's connection is gone: {error}"))
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the daemon's connection is gone: {error}"),
+    )
 }
 
 fn late() -> Error {
@@ -54,7 +57,10 @@ fn late() -> Error {
 fn ready(socket: &OwnedFd, flags: PollFlags, until: Instant, runtime: &Runtime) -> Result<bool> {
     loop {
         let left = until.saturating_duration_since(runtime.clock.now());
-        let timeout = Timespec { tv_sec: left.as_secs().min(1 << 30) as i64, tv_nsec: left.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: left.as_secs().min(1 << 30) as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
         let mut polled = [PollFd::new(socket, flags)];
         match poll(&mut polled, Some(&timeout)) {
             Ok(0) if left.is_zero() => return Ok(false),
@@ -70,26 +76,47 @@ impl SocketSession {
     ///
     /// Fails with `Unavailable` when nobody listens, and with what the daemon says where it turns the client
     /// away.
-    pub(crate) fn open(path: &Path, mappings: &Mappings, runtime: &Runtime, deadline: Instant) -> Result<Self> {
+    pub(crate) fn open(
+        path: &Path,
+        mappings: &Mappings,
+        runtime: &Runtime,
+        deadline: Instant,
+    ) -> Result<Self> {
         let unavailable = |error: Errno| {
-            Error::new(ErrorKind::Unavailable, format!("no daemon answers: {error}")).with("socket", path.display())
+            Error::new(ErrorKind::Unavailable, format!("no daemon answers: {error}"))
+                .with("socket", path.display())
         };
         let address = SocketAddrUnix::new(path)
             .map_err(|_| Error::invalid("the socket's path is too long").with("socket", path.display()))?;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(|error| Error::from_io(error.into(), "can't open a socket"))?;
-        let left = deadline.saturating_duration_since(runtime.clock.now()).max(Duration::from_millis(1));
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|error| Error::from_io(error.into(), "can't open a socket"))?;
+        let left = deadline
+            .saturating_duration_since(runtime.clock.now())
+            .max(Duration::from_millis(1));
         set_socket_timeout(&socket, Timeout::Send, Some(left)).map_err(unavailable)?;
         connect(&socket, &address).map_err(unavailable)?;
         rustix::io::ioctl_fionbio(&socket, true).map_err(unavailable)?;
         // less than asked for is fine, it only takes more calls
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
         let process = rustix::process::getpid().as_raw_nonzero().get() as u32;
-        let hello = Request::Hello { protocol: u16::from(VERSION), name: "kvstored-client".into(), process };
+        let hello = Request::Hello {
+            protocol: u16::from(VERSION),
+            name: "kvstored-client".into(),
+            process,
+        };
         write_all(&socket, &request_frame(0, &hello)?, deadline, runtime)?;
         let (welcome, file) = read_welcome(&socket, deadline, runtime)?;
         let (arena_bytes, tier_names) = match welcome {
-            Answer::Welcome { arena_bytes, tier_names, .. } => (arena_bytes, tier_names),
+            Answer::Welcome {
+                arena_bytes,
+                tier_names,
+                ..
+            } => (arena_bytes, tier_names),
             Answer::Error(failure) => return Err(Error::from(failure).with("socket", path.display())),
             other => return Err(unexpected(&other)),
         };
@@ -191,7 +218,10 @@ impl Session for SocketSession {
 
     fn is_alive(&mut self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         !self.broken && matches!(poll(&mut polled, Some(&at_once)), Ok(0))
     }
 
@@ -203,7 +233,10 @@ impl Session for SocketSession {
         if let Some(number) = self.numbers.get(&info.namespace) {
             return Ok(*number);
         }
-        let request = Request::OpenNamespace { identity: Box::new(info.identity.clone()), layout: info.layout.clone() };
+        let request = Request::OpenNamespace {
+            identity: Box::new(info.identity.clone()),
+            layout: info.layout.clone(),
+        };
         match self.call(request, deadline)? {
             Answer::Opened { namespace } => {
                 self.numbers.insert(info.namespace, namespace);

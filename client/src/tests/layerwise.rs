@@ -12,23 +12,37 @@ fn shards_may_come_in_any_order_and_blocks_show_when_whole() {
     let rig = Rig::new(32);
     let client = rig.embedded(settings());
     let namespace = open(&client);
-    for (round, order) in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]].into_iter().enumerate() {
+    for (round, order) in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]]
+        .into_iter()
+        .enumerate()
+    {
         let first = round as u64 * 100;
         let blocks = hashes(first..first + 7);
-        let dump = client.begin_dump(&namespace, blocks.clone(), None, Durability::Tier).unwrap();
+        let dump = client
+            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+            .unwrap();
         for shard in order {
             assert_eq!(client.lookup_on_prefix(&namespace, &blocks).unwrap(), 0);
             let mut memory = Memory::full(&blocks, shard..shard + 1);
             // SAFETY: the memory outlives the task, which is waited for.
             let task = unsafe { dump.put_shard(shard, memory.tensors()) }.unwrap();
             let report = task.wait(PATIENCE).unwrap();
-            assert!(report.blocks.iter().all(|outcome| matches!(outcome, BlockOutcome::Copied)), "{report:?}");
+            assert!(
+                report
+                    .blocks
+                    .iter()
+                    .all(|outcome| matches!(outcome, BlockOutcome::Copied)),
+                "{report:?}"
+            );
             // SAFETY: it's refused.
             let twice = unsafe { dump.put_shard(shard, memory.tensors()) }.unwrap_err();
             assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         }
         assert_eq!(dumped(&dump.task().wait(PATIENCE).unwrap()), 7);
-        assert_eq!(loaded(&load(&client, &namespace, &blocks, 0..3, LoadOrder::ShardMajor)), 7);
+        assert_eq!(
+            loaded(&load(&client, &namespace, &blocks, 0..3, LoadOrder::ShardMajor)),
+            7
+        );
     }
     assert!(rig.eventually(|| rig.is_wholly_evictable(32)));
 }
@@ -40,19 +54,27 @@ fn threads_may_put_shards_at_once() {
     let client = rig.embedded(settings());
     let namespace = open(&client);
     let blocks = hashes(0..12);
-    let dump = client.begin_dump(&namespace, blocks.clone(), None, Durability::Durable).unwrap();
+    let dump = client
+        .begin_dump(&namespace, blocks.clone(), None, Durability::Durable)
+        .unwrap();
     std::thread::scope(|scope| {
         for shard in 0..3 {
             let (dump, blocks) = (&dump, &blocks);
             scope.spawn(move || {
                 let mut memory = Memory::full(blocks, shard..shard + 1);
                 // SAFETY: the memory outlives the task, which is waited for.
-                unsafe { dump.put_shard(shard, memory.tensors()) }.unwrap().wait(PATIENCE).unwrap();
+                unsafe { dump.put_shard(shard, memory.tensors()) }
+                    .unwrap()
+                    .wait(PATIENCE)
+                    .unwrap();
             });
         }
     });
     assert_eq!(dumped(&dump.task().wait(PATIENCE).unwrap()), 12);
-    assert_eq!(loaded(&load(&client, &namespace, &blocks, 0..3, LoadOrder::BlockMajor)), 12);
+    assert_eq!(
+        loaded(&load(&client, &namespace, &blocks, 0..3, LoadOrder::BlockMajor)),
+        12
+    );
 }
 
 #[test]
@@ -63,10 +85,15 @@ fn a_dump_that_is_dropped_or_aborted_leaves_no_trace() {
     let namespace = open(&client);
     let blocks = hashes(0..8);
     for abort in [true, false] {
-        let dump = client.begin_dump(&namespace, blocks.clone(), None, Durability::Tier).unwrap();
+        let dump = client
+            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+            .unwrap();
         let mut memory = Memory::full(&blocks, 0..1);
         // SAFETY: the memory outlives the task, which is waited for.
-        unsafe { dump.put_shard(0, memory.tensors()) }.unwrap().wait(PATIENCE).unwrap();
+        unsafe { dump.put_shard(0, memory.tensors()) }
+            .unwrap()
+            .wait(PATIENCE)
+            .unwrap();
         let task = dump.task().clone();
         assert!(!rig.is_wholly_evictable(8));
         if abort {
@@ -84,18 +111,31 @@ fn a_dump_that_is_dropped_or_aborted_leaves_no_trace() {
 #[test]
 fn blocks_that_are_there_or_dont_fit_are_told_at_once() {
     let rig = Rig::cache_alone(4);
-    let client = rig.embedded(ClientSettings { timeout: std::time::Duration::from_millis(400), ..settings() });
+    let client = rig.embedded(ClientSettings {
+        timeout: std::time::Duration::from_millis(400),
+        ..settings()
+    });
     let namespace = open(&client);
     super::rig::dump(&client, &namespace, &hashes(0..2), Durability::Memory);
-    let dump = client.begin_dump(&namespace, hashes(0..7), None, Durability::Memory).unwrap();
+    let dump = client
+        .begin_dump(&namespace, hashes(0..7), None, Durability::Memory)
+        .unwrap();
     let failed = dump.task().failed_blocks();
     // two are present at first, and make room for the last of four
     assert_eq!(failed, [6]);
     drop(dump);
     super::rig::dump(&client, &namespace, &hashes(0..2), Durability::Memory);
-    let all = client.begin_dump(&namespace, hashes(0..2), None, Durability::Memory).unwrap();
+    let all = client
+        .begin_dump(&namespace, hashes(0..2), None, Durability::Memory)
+        .unwrap();
     let report = all.task().wait(PATIENCE).unwrap();
-    assert!(report.blocks.iter().all(|outcome| matches!(outcome, BlockOutcome::Present)), "{report:?}");
+    assert!(
+        report
+            .blocks
+            .iter()
+            .all(|outcome| matches!(outcome, BlockOutcome::Present)),
+        "{report:?}"
+    );
 }
 
 #[test]
@@ -116,10 +156,20 @@ fn a_client_that_goes_ends_its_tasks() {
     };
     // SAFETY: the memory outlives the task, which is waited for.
     let task = unsafe { client.dump(&namespace, request) }.unwrap();
-    let dump = Arc::new(client.begin_dump(&namespace, hashes(10..12), None, Durability::Tier).unwrap());
+    let dump = Arc::new(
+        client
+            .begin_dump(&namespace, hashes(10..12), None, Durability::Tier)
+            .unwrap(),
+    );
     drop(client);
     let report = task.wait(PATIENCE).unwrap();
-    assert!(report.blocks.iter().all(|outcome| matches!(outcome, BlockOutcome::Failed(_))), "{report:?}");
+    assert!(
+        report
+            .blocks
+            .iter()
+            .all(|outcome| matches!(outcome, BlockOutcome::Failed(_))),
+        "{report:?}"
+    );
     let mut shard = Memory::full(&hashes(10..12), 0..1);
     // SAFETY: it's refused.
     assert!(unsafe { dump.put_shard(0, shard.tensors()) }.is_err());

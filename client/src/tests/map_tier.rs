@@ -1,4 +1,5 @@
 //! A lower tier in a map, for tests: it can hold operations back and spoil what it stores.
+#![allow(dead_code)] // two test suites share it, and each uses a part
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +47,11 @@ impl MapTier {
         let result = match operation.action {
             Action::Write(_) => {
                 let mut image = vec![0; operation.buffer.length()];
-                operation.buffer.arena().read(operation.buffer.offset(), &mut image).unwrap();
+                operation
+                    .buffer
+                    .arena()
+                    .read(operation.buffer.offset(), &mut image)
+                    .unwrap();
                 self.blocks.lock().entry(key).or_insert(image);
                 Ok(())
             }
@@ -77,7 +82,10 @@ impl Tier for MapTier {
 
     fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
         let blocks = self.blocks.lock();
-        hashes.iter().take_while(|hash| blocks.contains_key(&namespace.key(**hash))).count()
+        hashes
+            .iter()
+            .take_while(|hash| blocks.contains_key(&namespace.key(**hash)))
+            .count()
     }
 
     fn submit(&self, batch: Vec<Operation>) {
@@ -94,7 +102,10 @@ impl Tier for MapTier {
 
     fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
         let mut blocks = self.blocks.lock();
-        hashes.iter().filter(|hash| blocks.remove(&namespace.key(**hash)).is_some()).count() as u64
+        hashes
+            .iter()
+            .filter(|hash| blocks.remove(&namespace.key(**hash)).is_some())
+            .count() as u64
     }
 
     fn purge(&self, namespace: &Namespace) -> Result<u64> {
@@ -105,13 +116,21 @@ impl Tier for MapTier {
     }
 
     fn statistics(&self) -> TierStatistics {
-        TierStatistics { blocks: self.blocks.lock().len() as u64, ..TierStatistics::default() }
+        TierStatistics {
+            blocks: self.blocks.lock().len() as u64,
+            ..TierStatistics::default()
+        }
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {
         let blocks = self.blocks.lock();
-        let keys = blocks.keys().filter(|key| namespace.is_none_or(|wanted| key.namespace == *wanted));
-        keys.filter(|key| after.is_none_or(|after| *key > after)).take(limit).copied().collect()
+        let keys = blocks
+            .keys()
+            .filter(|key| namespace.is_none_or(|wanted| key.namespace == *wanted));
+        keys.filter(|key| after.is_none_or(|after| *key > after))
+            .take(limit)
+            .copied()
+            .collect()
     }
 
     fn namespaces(&self) -> Vec<(Namespace, u64)> {

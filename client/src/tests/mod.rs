@@ -4,5 +4,6 @@ mod map_tier;
 mod rig;
 
 use crate::{
-    BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport, TensorAddress,
+    BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport,
+    TensorAddress,
 };

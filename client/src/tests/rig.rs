@@ -1,4 +1,5 @@
 //! An engine to test against, and engine memory with contents that tell what they belong to.
+#![allow(dead_code)] // two test suites share it, and each uses a part
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,10 @@ use kvstored_core::runtime::Runtime;
 use kvstored_core::tier::{Durability, Tier};
 
 use super::map_tier::MapTier;
-use super::{BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport, TensorAddress};
+use super::{
+    BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport,
+    TensorAddress,
+};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -25,7 +29,9 @@ pub struct Rig {
 
 /// Three shards of unequal tensors, not page-aligned: every offset matters.
 pub fn layout() -> Layout {
-    let shard = |tensor_bytes: &[u32]| Shard { tensor_bytes: tensor_bytes.to_vec() };
+    let shard = |tensor_bytes: &[u32]| Shard {
+        tensor_bytes: tensor_bytes.to_vec(),
+    };
     Layout::new(vec![shard(&[3000, 5001]), shard(&[4096]), shard(&[17, 1, 6000])]).unwrap()
 }
 
@@ -53,12 +59,27 @@ impl Rig {
 
     fn with_lower(cache_blocks: usize, lower: bool) -> Self {
         let capacity_bytes = (cache_blocks * layout().image_bytes()) as u64 * 256 / 255 + 4096;
-        let settings = CacheSettings { capacity_bytes, huge_pages: false, ..CacheSettings::default() };
+        let settings = CacheSettings {
+            capacity_bytes,
+            huge_pages: false,
+            ..CacheSettings::default()
+        };
         let cache = CacheTier::open(settings, None).unwrap();
         let (map, runtime) = (MapTier::new(), Runtime::system());
         let below: Vec<Arc<dyn Tier>> = if lower { vec![map.clone()] } else { Vec::new() };
-        let engine = Engine::new(EngineSettings::default(), runtime.clone(), cache.clone(), true, below);
-        Self { cache, map, engine, runtime }
+        let engine = Engine::new(
+            EngineSettings::default(),
+            runtime.clone(),
+            cache.clone(),
+            true,
+            below,
+        );
+        Self {
+            cache,
+            map,
+            engine,
+            runtime,
+        }
     }
 
     pub fn embedded(&self, settings: ClientSettings) -> Client {
@@ -67,13 +88,24 @@ impl Rig {
 
     /// Whether nothing is pinned: as many new blocks as fit can be reserved at once.
     pub fn is_wholly_evictable(&self, cache_blocks: usize) -> bool {
-        let info = self.engine.open_namespace(identity("evictable"), layout()).unwrap();
+        let info = self
+            .engine
+            .open_namespace(identity("evictable"), layout())
+            .unwrap();
         let wanted: Vec<BlockHash> = hashes(1 << 40..(1 << 40) + cache_blocks as u64);
         let (sender, receiver) = std::sync::mpsc::channel();
         let now = self.runtime.clock.now();
-        self.engine.reserve(&info, None, &wanted, now, Box::new(move |outcomes| sender.send(outcomes).unwrap()));
+        self.engine.reserve(
+            &info,
+            None,
+            &wanted,
+            now,
+            Box::new(move |outcomes| sender.send(outcomes).unwrap()),
+        );
         let outcomes = receiver.recv_timeout(PATIENCE).unwrap();
-        outcomes.iter().all(|outcome| matches!(outcome, kvstored_core::Reserved::Slot(_)))
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, kvstored_core::Reserved::Slot(_)))
     }
 
     pub fn cache_has(&self, info: &kvstored_core::NamespaceInfo, hash: BlockHash) -> bool {
@@ -96,11 +128,18 @@ impl Rig {
 }
 
 pub fn identity(model: &str) -> Identity {
-    Identity { model: model.into(), ..Identity::default() }
+    Identity {
+        model: model.into(),
+        ..Identity::default()
+    }
 }
 
 pub fn settings() -> ClientSettings {
-    ClientSettings { window_blocks: 3, timeout: PATIENCE, ..ClientSettings::default() }
+    ClientSettings {
+        window_blocks: 3,
+        timeout: PATIENCE,
+        ..ClientSettings::default()
+    }
 }
 
 /// Engine memory for some blocks and shards.
@@ -112,7 +151,11 @@ pub struct Memory {
 
 fn content(hash: &BlockHash, shard: usize, tensor: usize, length: usize) -> Vec<u8> {
     let seed = hash.fingerprint() ^ ((shard as u64) << 32) ^ ((tensor as u64) << 48);
-    let step = |index: usize| seed.wrapping_add(index as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 29;
+    let step = |index: usize| {
+        seed.wrapping_add(index as u64)
+            .wrapping_mul(0xD6E8_FEB8_6659_FD93)
+            >> 29
+    };
     (0..length).map(|index| step(index) as u8).collect()
 }
 
@@ -127,7 +170,11 @@ impl Memory {
                 }
             }
         }
-        Self { pieces, shards, blocks: blocks.to_vec() }
+        Self {
+            pieces,
+            shards,
+            blocks: blocks.to_vec(),
+        }
     }
 
     /// Memory to be filled.
@@ -160,10 +207,20 @@ pub fn open(client: &Client) -> NamespaceHandle {
 }
 
 #[allow(unsafe_code)]
-pub fn dump(client: &Client, namespace: &NamespaceHandle, blocks: &[BlockHash], durability: Durability) -> TaskReport {
+pub fn dump(
+    client: &Client,
+    namespace: &NamespaceHandle,
+    blocks: &[BlockHash],
+    durability: Durability,
+) -> TaskReport {
     let mut memory = Memory::full(blocks, 0..3);
-    let request =
-        DumpRequest { hashes: blocks.to_vec(), parent: None, tensors: memory.tensors(), durability, timeout: None };
+    let request = DumpRequest {
+        hashes: blocks.to_vec(),
+        parent: None,
+        tensors: memory.tensors(),
+        durability,
+        timeout: None,
+    };
     // SAFETY: the memory outlives the task, which is waited for.
     let task = unsafe { client.dump(namespace, request) }.unwrap();
     task.wait(PATIENCE).unwrap()
@@ -179,8 +236,13 @@ pub fn load(
     order: LoadOrder,
 ) -> TaskReport {
     let mut memory = Memory::empty(blocks, shards.clone());
-    let request =
-        LoadRequest { hashes: blocks.to_vec(), shards: shards.clone(), tensors: memory.tensors(), order, timeout: None };
+    let request = LoadRequest {
+        hashes: blocks.to_vec(),
+        shards: shards.clone(),
+        tensors: memory.tensors(),
+        order,
+        timeout: None,
+    };
     // SAFETY: the memory outlives the task, which is waited for.
     let task = unsafe { client.load(namespace, request) }.unwrap();
     for shard in shards {
@@ -196,9 +258,17 @@ pub fn load(
 }
 
 pub fn loaded(report: &TaskReport) -> usize {
-    report.blocks.iter().filter(|outcome| matches!(outcome, BlockOutcome::Loaded { .. })).count()
+    report
+        .blocks
+        .iter()
+        .filter(|outcome| matches!(outcome, BlockOutcome::Loaded { .. }))
+        .count()
 }
 
 pub fn dumped(report: &TaskReport) -> usize {
-    report.blocks.iter().filter(|outcome| matches!(outcome, BlockOutcome::Dumped(_))).count()
+    report
+        .blocks
+        .iter()
+        .filter(|outcome| matches!(outcome, BlockOutcome::Dumped(_)))
+        .count()
 }

@@ -23,11 +23,19 @@ impl From<Error> for Failure {
         let kind = error.kind();
         // misses are common and say nothing that their kind doesn't say
         if kind == ErrorKind::NotFound && error.message().is_empty() {
-            return Self { kind, message: String::new() };
+            return Self {
+                kind,
+                message: String::new(),
+            };
         }
         let whole = error.to_string();
-        let message = whole.strip_prefix(kind.name()).and_then(|rest| rest.strip_prefix(": "));
-        Self { kind, message: message.unwrap_or(&whole).to_owned() }
+        let message = whole
+            .strip_prefix(kind.name())
+            .and_then(|rest| rest.strip_prefix(": "));
+        Self {
+            kind,
+            message: message.unwrap_or(&whole).to_owned(),
+        }
     }
 }
 
@@ -146,7 +154,11 @@ impl Answer {
 
     pub(super) fn write(&self, writer: &mut Writer) -> Result<()> {
         match self {
-            Self::Welcome { protocol, arena_bytes, tier_names } => {
+            Self::Welcome {
+                protocol,
+                arena_bytes,
+                tier_names,
+            } => {
                 writer.u16(*protocol);
                 writer.u64(*arena_bytes);
                 writer.count("tiers", tier_names.len())?;
@@ -159,7 +171,10 @@ impl Answer {
             Self::Present(present) => {
                 writer.count("blocks", present.len())?;
                 for eight in present.chunks(8) {
-                    writer.u8(eight.iter().enumerate().fold(0, |byte, (bit, found)| byte | u8::from(*found) << bit));
+                    writer.u8(eight
+                        .iter()
+                        .enumerate()
+                        .fold(0, |byte, (bit, found)| byte | u8::from(*found) << bit));
                 }
             }
             Self::Count(count) => writer.u64(*count),
@@ -187,7 +202,9 @@ impl Answer {
                             writer.u64(*offset);
                         }
                         Granted::Present => writer.u8(PRESENT),
-                        Granted::Refused(failure) => write_failure(writer, failure, message_limit(blocks.len()))?,
+                        Granted::Refused(failure) => {
+                            write_failure(writer, failure, message_limit(blocks.len()))?
+                        }
                     }
                 }
             }
@@ -228,27 +245,44 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Answer> {
         128 => {
             let (protocol, arena_bytes) = (reader.u16()?, reader.u64()?);
             let count = reader.count("tiers", 4)?;
-            let tier_names = (0..count).map(|_| reader.text("a tier's name")).collect::<Result<_>>()?;
-            Answer::Welcome { protocol, arena_bytes, tier_names }
+            let tier_names = (0..count)
+                .map(|_| reader.text("a tier's name"))
+                .collect::<Result<_>>()?;
+            Answer::Welcome {
+                protocol,
+                arena_bytes,
+                tier_names,
+            }
         }
         129 => Answer::Pong,
-        130 => Answer::Opened { namespace: reader.u32()? },
+        130 => Answer::Opened {
+            namespace: reader.u32()?,
+        },
         131 => {
             let count = reader.count("blocks", 0)?;
             let bytes = reader.raw(count.div_ceil(8))?;
-            let bits = bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
+            let bits = bytes
+                .iter()
+                .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
             Answer::Present(bits.take(count).collect())
         }
         132 => Answer::Count(reader.u64()?),
         133 => Answer::Acquired(blocks(reader, |reader, status| {
             Ok(match status {
-                0 => Ok(Held { lease: reader.u64()?, offset: reader.u64()?, tier: reader.u8()? }),
+                0 => Ok(Held {
+                    lease: reader.u64()?,
+                    offset: reader.u64()?,
+                    tier: reader.u8()?,
+                }),
                 code => Err(read_failure(reader, code)?),
             })
         })?),
         134 => Answer::Reserved(blocks(reader, |reader, status| {
             Ok(match status {
-                0 => Granted::Slot { reservation: reader.u64()?, offset: reader.u64()? },
+                0 => Granted::Slot {
+                    reservation: reader.u64()?,
+                    offset: reader.u64()?,
+                },
                 PRESENT => Granted::Present,
                 code => Granted::Refused(read_failure(reader, code)?),
             })
@@ -264,7 +298,11 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Answer> {
             let count = reader.count("keys", 49)?;
             let mut keys = Vec::with_capacity(count);
             for _ in 0..count {
-                keys.push(reader.optional_key()?.ok_or_else(|| Error::invalid("a key is missing"))?);
+                keys.push(
+                    reader
+                        .optional_key()?
+                        .ok_or_else(|| Error::invalid("a key is missing"))?,
+                );
             }
             Answer::Keys(keys)
         }
@@ -283,7 +321,10 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Answer> {
             Answer::Error(read_failure(reader, code)?)
         }
         other => {
-            return Err(Error::new(ErrorKind::Unsupported, format!("answer kind {other} is unknown to this build")));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("answer kind {other} is unknown to this build"),
+            ));
         }
     })
 }
@@ -291,7 +332,10 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Answer> {
 /// Status of a block that is there already, apart from all error kinds.
 const PRESENT: u8 = 255;
 
-fn blocks<T>(reader: &mut Reader<'_>, mut one: impl FnMut(&mut Reader<'_>, u8) -> Result<T>) -> Result<Vec<T>> {
+fn blocks<T>(
+    reader: &mut Reader<'_>,
+    mut one: impl FnMut(&mut Reader<'_>, u8) -> Result<T>,
+) -> Result<Vec<T>> {
     let count = reader.count("blocks", 1)?;
     let mut all = Vec::with_capacity(count);
     for _ in 0..count {
@@ -317,6 +361,11 @@ fn write_failure(writer: &mut Writer, failure: &Failure, limit: usize) -> Result
 }
 
 fn read_failure(reader: &mut Reader<'_>, status: u8) -> Result<Failure> {
-    let code = status.checked_sub(1).ok_or_else(|| Error::invalid("an error without a kind"))?;
-    Ok(Failure { kind: ErrorKind::from_code(code), message: reader.text("a message")? })
+    let code = status
+        .checked_sub(1)
+        .ok_or_else(|| Error::invalid("an error without a kind"))?;
+    Ok(Failure {
+        kind: ErrorKind::from_code(code),
+        message: reader.text("a message")?,
+    })
 }

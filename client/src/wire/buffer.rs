@@ -12,7 +12,9 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn with_header() -> Self {
-        Self { bytes: vec![0; HEADER_BYTES] }
+        Self {
+            bytes: vec![0; HEADER_BYTES],
+        }
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {
@@ -42,7 +44,10 @@ impl Writer {
     /// A length and as many bytes, at most `limit`.
     pub(super) fn blob(&mut self, what: &str, bytes: &[u8], limit: usize) -> Result<()> {
         if bytes.len() > limit {
-            return Err(Error::invalid(format!("{what} has {} bytes; at most {limit} are accepted", bytes.len())));
+            return Err(Error::invalid(format!(
+                "{what} has {} bytes; at most {limit} are accepted",
+                bytes.len()
+            )));
         }
         self.u32(bytes.len() as u32);
         self.raw(bytes);
@@ -56,7 +61,9 @@ impl Writer {
     /// How many elements follow, at most [`MAX_BLOCKS`].
     pub(super) fn count(&mut self, what: &str, count: usize) -> Result<()> {
         if count > MAX_BLOCKS {
-            return Err(Error::invalid(format!("a message has {count} {what}; at most {MAX_BLOCKS} are accepted")));
+            return Err(Error::invalid(format!(
+                "a message has {count} {what}; at most {MAX_BLOCKS} are accepted"
+            )));
         }
         self.u32(count as u32);
         Ok(())
@@ -120,12 +127,18 @@ impl<'a> Reader<'a> {
         if self.rest.is_empty() {
             return Ok(());
         }
-        Err(Error::invalid(format!("{} bytes too many in a message", self.rest.len())))
+        Err(Error::invalid(format!(
+            "{} bytes too many in a message",
+            self.rest.len()
+        )))
     }
 
     pub(super) fn raw(&mut self, length: usize) -> Result<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or_else(|| {
-            Error::invalid(format!("a message ends {} bytes early", length - self.rest.len().min(length)))
+            Error::invalid(format!(
+                "a message ends {} bytes early",
+                length - self.rest.len().min(length)
+            ))
         })?;
         self.rest = rest;
         Ok(taken)
@@ -164,21 +177,27 @@ impl<'a> Reader<'a> {
     pub(super) fn blob(&mut self, what: &str, limit: usize) -> Result<&'a [u8]> {
         let length = self.u32()? as usize;
         if length > limit {
-            return Err(Error::invalid(format!("{what} has {length} bytes; at most {limit} are accepted")));
+            return Err(Error::invalid(format!(
+                "{what} has {length} bytes; at most {limit} are accepted"
+            )));
         }
         self.raw(length)
     }
 
     pub(super) fn text(&mut self, what: &str) -> Result<String> {
         let bytes = self.blob(what, MAX_TEXT_BYTES)?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Error::invalid(format!("{what} is not UTF-8")))
+        std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|_| Error::invalid(format!("{what} is not UTF-8")))
     }
 
     /// A count of elements that take at least `element_bytes` each.
     pub(super) fn count(&mut self, what: &str, element_bytes: usize) -> Result<usize> {
         let count = self.u32()? as usize;
         if count > MAX_BLOCKS {
-            return Err(Error::invalid(format!("a message has {count} {what}; at most {MAX_BLOCKS} are accepted")));
+            return Err(Error::invalid(format!(
+                "a message has {count} {what}; at most {MAX_BLOCKS} are accepted"
+            )));
         }
         self.expect_room(count, element_bytes)?;
         Ok(count)
@@ -187,7 +206,9 @@ impl<'a> Reader<'a> {
     /// Fails unless `count` elements of at least `element_bytes` can still follow.
     pub(super) fn expect_room(&self, count: usize, element_bytes: usize) -> Result<()> {
         if count.saturating_mul(element_bytes) > self.rest.len() {
-            return Err(Error::invalid(format!("a message announces {count} elements and ends too early")));
+            return Err(Error::invalid(format!(
+                "a message announces {count} elements and ends too early"
+            )));
         }
         Ok(())
     }
@@ -195,7 +216,9 @@ impl<'a> Reader<'a> {
     pub(super) fn hashes(&mut self) -> Result<Vec<BlockHash>> {
         let count = self.u32()? as usize;
         if count > MAX_BLOCKS {
-            return Err(Error::invalid(format!("a request has {count} hashes; at most {MAX_BLOCKS} are accepted")));
+            return Err(Error::invalid(format!(
+                "a request has {count} hashes; at most {MAX_BLOCKS} are accepted"
+            )));
         }
         let uniform = usize::from(self.u8()?);
         if uniform == 0 {
@@ -225,13 +248,22 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn optional_namespace(&mut self) -> Result<Option<Namespace>> {
-        Ok(if self.flag()? { Some(Namespace(self.array()?)) } else { None })
+        Ok(if self.flag()? {
+            Some(Namespace(self.array()?))
+        } else {
+            None
+        })
     }
 
     pub(super) fn optional_key(&mut self) -> Result<Option<BlockKey>> {
-        let Some(namespace) = self.optional_namespace()? else { return Ok(None) };
+        let Some(namespace) = self.optional_namespace()? else {
+            return Ok(None);
+        };
         let length = usize::from(self.u8()?);
-        Ok(Some(BlockKey { namespace, hash: self.hash(length)? }))
+        Ok(Some(BlockKey {
+            namespace,
+            hash: self.hash(length)?,
+        }))
     }
 
     pub(super) fn numbers(&mut self, what: &str) -> Result<Vec<u64>> {

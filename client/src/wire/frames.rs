@@ -49,9 +49,13 @@ impl FrameBuffer {
     /// The next whole frame. Fails as [`Header::decode`] does: then the stream can't be read on.
     pub fn next_frame(&mut self) -> Result<Option<(Header, &[u8])>> {
         let waiting = self.bytes.get(self.begin..self.end).unwrap_or_default();
-        let Some(header) = waiting.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let Some(header) = waiting.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
         let header = Header::decode(header)?;
-        let Some(body) = waiting.get(HEADER_BYTES..HEADER_BYTES + header.body_bytes) else { return Ok(None) };
+        let Some(body) = waiting.get(HEADER_BYTES..HEADER_BYTES + header.body_bytes) else {
+            return Ok(None);
+        };
         self.begin += HEADER_BYTES + header.body_bytes;
         Ok(Some((header, body)))
     }

@@ -66,7 +66,9 @@ impl Header {
         let [m0, m1, version, kind, i0, i1, i2, i3, l0, l1, l2, l3] = *bytes;
         let magic = u16::from_le_bytes([m0, m1]);
         if magic != MAGIC {
-            return Err(Error::invalid(format!("a frame begins with {magic:#06x}, not {MAGIC:#06x}")));
+            return Err(Error::invalid(format!(
+                "a frame begins with {magic:#06x}, not {MAGIC:#06x}"
+            )));
         }
         if version != VERSION {
             return Err(Error::new(
@@ -80,7 +82,11 @@ impl Header {
                 "a frame's body has {body_bytes} bytes; at most {MAX_BODY_BYTES} are accepted"
             )));
         }
-        Ok(Self { kind, id: u32::from_le_bytes([i0, i1, i2, i3]), body_bytes })
+        Ok(Self {
+            kind,
+            id: u32::from_le_bytes([i0, i1, i2, i3]),
+            body_bytes,
+        })
     }
 
     /// The header's bytes.

@@ -171,7 +171,10 @@ impl Request<'_> {
 
     /// Whether no answer ever comes.
     pub const fn is_one_way(&self) -> bool {
-        matches!(self, Self::Release { .. } | Self::ReportCorrupt { .. } | Self::Abort { .. })
+        matches!(
+            self,
+            Self::Release { .. } | Self::ReportCorrupt { .. } | Self::Abort { .. }
+        )
     }
 
     /// Whether answering may take long or touch files, so that it must not hold up other connections.
@@ -202,7 +205,11 @@ impl Request<'_> {
 
     pub(super) fn write(&self, writer: &mut Writer) -> Result<()> {
         match self {
-            Self::Hello { protocol, name, process } => {
+            Self::Hello {
+                protocol,
+                name,
+                process,
+            } => {
                 writer.u16(*protocol);
                 writer.u32(*process);
                 writer.text("the client's name", name)?;
@@ -221,7 +228,12 @@ impl Request<'_> {
             }
             Self::Release { leases } => writer.numbers("leases", leases)?,
             Self::ReportCorrupt { lease } => writer.u64(*lease),
-            Self::Reserve { namespace, parent, hashes, wait_ms } => {
+            Self::Reserve {
+                namespace,
+                parent,
+                hashes,
+                wait_ms,
+            } => {
                 writer.u32(*namespace);
                 writer.u32(*wait_ms);
                 writer.optional_hash(parent.as_ref());
@@ -239,7 +251,11 @@ impl Request<'_> {
                 }
             }
             Self::Abort { reservations } => writer.numbers("reservations", reservations)?,
-            Self::Evict { namespace, hashes, tier } => {
+            Self::Evict {
+                namespace,
+                hashes,
+                tier,
+            } => {
                 writer.u32(*namespace);
                 writer.u8(u8::from(tier.is_some()));
                 if let Some(tier) = tier {
@@ -249,7 +265,18 @@ impl Request<'_> {
             }
             Self::Purge { namespace } => writer.raw(&namespace.0),
             Self::Namespaces { after } => writer.optional_namespace(after.as_ref()),
-            Self::List { tier, namespace, after, limit } | Self::Verify { tier, namespace, after, limit } => {
+            Self::List {
+                tier,
+                namespace,
+                after,
+                limit,
+            }
+            | Self::Verify {
+                tier,
+                namespace,
+                after,
+                limit,
+            } => {
                 writer.u8(*tier);
                 writer.u32(*limit);
                 writer.optional_namespace(namespace.as_ref());
@@ -269,13 +296,25 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Request<'static>> {
             name: reader.text("the client's name")?,
         },
         2 => Request::Ping,
-        3 => {
-            Request::OpenNamespace { identity: Box::new(read_identity(reader)?), layout: read_layout(reader)? }
-        }
-        4 => Request::Lookup { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
-        5 => Request::LookupOnPrefix { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
-        6 => Request::Acquire { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
-        7 => Request::Release { leases: reader.numbers("leases")?.into() },
+        3 => Request::OpenNamespace {
+            identity: Box::new(read_identity(reader)?),
+            layout: read_layout(reader)?,
+        },
+        4 => Request::Lookup {
+            namespace: reader.u32()?,
+            hashes: reader.hashes()?.into(),
+        },
+        5 => Request::LookupOnPrefix {
+            namespace: reader.u32()?,
+            hashes: reader.hashes()?.into(),
+        },
+        6 => Request::Acquire {
+            namespace: reader.u32()?,
+            hashes: reader.hashes()?.into(),
+        },
+        7 => Request::Release {
+            leases: reader.numbers("leases")?.into(),
+        },
         8 => Request::ReportCorrupt { lease: reader.u64()? },
         9 => Request::Reserve {
             namespace: reader.u32()?,
@@ -294,33 +333,66 @@ fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Request<'static>> {
                 let checksums = (0..shards).map(|_| reader.u64()).collect::<Result<Vec<u64>>>()?;
                 blocks.push((reservation, checksums));
             }
-            Request::Commit { blocks: blocks.into(), durability }
+            Request::Commit {
+                blocks: blocks.into(),
+                durability,
+            }
         }
-        11 => Request::Abort { reservations: reader.numbers("reservations")?.into() },
-        12 => Request::Prefetch { namespace: reader.u32()?, hashes: reader.hashes()?.into() },
-        13 => Request::Evict {
+        11 => Request::Abort {
+            reservations: reader.numbers("reservations")?.into(),
+        },
+        12 => Request::Prefetch {
             namespace: reader.u32()?,
-            tier: if reader.flag()? { Some(reader.text("a tier's name")?) } else { None },
             hashes: reader.hashes()?.into(),
         },
-        14 => Request::Purge { namespace: Namespace(reader.array()?) },
+        13 => Request::Evict {
+            namespace: reader.u32()?,
+            tier: if reader.flag()? {
+                Some(reader.text("a tier's name")?)
+            } else {
+                None
+            },
+            hashes: reader.hashes()?.into(),
+        },
+        14 => Request::Purge {
+            namespace: Namespace(reader.array()?),
+        },
         15 => Request::Statistics,
-        16 => Request::Namespaces { after: reader.optional_namespace()? },
+        16 => Request::Namespaces {
+            after: reader.optional_namespace()?,
+        },
         17 | 18 => {
             let (tier, limit) = (reader.u8()?, reader.u32()?);
             if limit as usize > MAX_BLOCKS {
-                return Err(Error::invalid(format!("limit is {limit}; at most {MAX_BLOCKS} is accepted")));
+                return Err(Error::invalid(format!(
+                    "limit is {limit}; at most {MAX_BLOCKS} is accepted"
+                )));
             }
             let (namespace, after) = (reader.optional_namespace()?, reader.optional_key()?);
             if kind == 17 {
-                Request::List { tier, namespace, after, limit }
+                Request::List {
+                    tier,
+                    namespace,
+                    after,
+                    limit,
+                }
             } else {
-                Request::Verify { tier, namespace, after, limit }
+                Request::Verify {
+                    tier,
+                    namespace,
+                    after,
+                    limit,
+                }
             }
         }
-        19 => Request::Drain { timeout_ms: reader.u32()? },
+        19 => Request::Drain {
+            timeout_ms: reader.u32()?,
+        },
         other => {
-            return Err(Error::new(ErrorKind::Unsupported, format!("request kind {other} is unknown to this build")));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("request kind {other} is unknown to this build"),
+            ));
         }
     })
 }
@@ -416,6 +488,8 @@ pub(super) fn durability_from_code(code: u8) -> Result<Durability> {
         0 => Ok(Durability::Memory),
         1 => Ok(Durability::Tier),
         2 => Ok(Durability::Durable),
-        other => Err(Error::invalid(format!("durability {other} is not one of 0, 1, 2"))),
+        other => Err(Error::invalid(format!(
+            "durability {other} is not one of 0, 1, 2"
+        ))),
     }
 }

@@ -16,8 +16,11 @@ fn hash() -> impl Strategy<Value = BlockHash> {
 }
 
 fn hashes() -> impl Strategy<Value = Cow<'static, [BlockHash]>> {
-    let uniform = vec([any::<u8>(); 20], 0..50)
-        .prop_map(|all| all.iter().map(|bytes| BlockHash::new(bytes).unwrap()).collect::<Vec<_>>());
+    let uniform = vec([any::<u8>(); 20], 0..50).prop_map(|all| {
+        all.iter()
+            .map(|bytes| BlockHash::new(bytes).unwrap())
+            .collect::<Vec<_>>()
+    });
     prop_oneof![uniform, vec(hash(), 0..50)].prop_map(Cow::Owned)
 }
 
@@ -50,55 +53,108 @@ fn identity() -> impl Strategy<Value = Identity> {
 
 fn layout() -> impl Strategy<Value = Layout> {
     vec(vec(1u32..100_000, 1..5), 1..6).prop_map(|shards| {
-        Layout::new(shards.into_iter().map(|tensor_bytes| Shard { tensor_bytes }).collect()).unwrap()
+        Layout::new(
+            shards
+                .into_iter()
+                .map(|tensor_bytes| Shard { tensor_bytes })
+                .collect(),
+        )
+        .unwrap()
     })
 }
 
 fn durability() -> impl Strategy<Value = Durability> {
-    prop_oneof![Just(Durability::Memory), Just(Durability::Tier), Just(Durability::Durable)]
+    prop_oneof![
+        Just(Durability::Memory),
+        Just(Durability::Tier),
+        Just(Durability::Durable)
+    ]
 }
 
 fn request() -> impl Strategy<Value = Request<'static>> {
     let numbers = || vec(any::<u64>(), 0..40).prop_map(Cow::<'static, [u64]>::Owned);
     prop_oneof![
-        (any::<u16>(), ".{0,40}", any::<u32>())
-            .prop_map(|(protocol, name, process)| Request::Hello { protocol, name, process }),
+        (any::<u16>(), ".{0,40}", any::<u32>()).prop_map(|(protocol, name, process)| Request::Hello {
+            protocol,
+            name,
+            process
+        }),
         Just(Request::Ping),
         Just(Request::Statistics),
-        (identity(), layout())
-            .prop_map(|(identity, layout)| Request::OpenNamespace { identity: Box::new(identity), layout }),
+        (identity(), layout()).prop_map(|(identity, layout)| Request::OpenNamespace {
+            identity: Box::new(identity),
+            layout
+        }),
         (any::<u32>(), hashes()).prop_map(|(namespace, hashes)| Request::Lookup { namespace, hashes }),
-        (any::<u32>(), hashes()).prop_map(|(namespace, hashes)| Request::LookupOnPrefix { namespace, hashes }),
+        (any::<u32>(), hashes())
+            .prop_map(|(namespace, hashes)| Request::LookupOnPrefix { namespace, hashes }),
         (any::<u32>(), hashes()).prop_map(|(namespace, hashes)| Request::Acquire { namespace, hashes }),
         (any::<u32>(), hashes()).prop_map(|(namespace, hashes)| Request::Prefetch { namespace, hashes }),
         numbers().prop_map(|leases| Request::Release { leases }),
         numbers().prop_map(|reservations| Request::Abort { reservations }),
         any::<u64>().prop_map(|lease| Request::ReportCorrupt { lease }),
         (any::<u32>(), proptest::option::of(hash()), hashes(), any::<u32>()).prop_map(
-            |(namespace, parent, hashes, wait_ms)| Request::Reserve { namespace, parent, hashes, wait_ms }
+            |(namespace, parent, hashes, wait_ms)| Request::Reserve {
+                namespace,
+                parent,
+                hashes,
+                wait_ms
+            }
         ),
-        (vec((any::<u64>(), vec(any::<u64>(), 0..10)), 0..20), durability())
-            .prop_map(|(blocks, durability)| Request::Commit { blocks: blocks.into(), durability }),
-        (any::<u32>(), hashes(), proptest::option::of(".{0,12}"))
-            .prop_map(|(namespace, hashes, tier)| Request::Evict { namespace, hashes, tier }),
+        (vec((any::<u64>(), vec(any::<u64>(), 0..10)), 0..20), durability()).prop_map(
+            |(blocks, durability)| Request::Commit {
+                blocks: blocks.into(),
+                durability
+            }
+        ),
+        (any::<u32>(), hashes(), proptest::option::of(".{0,12}")).prop_map(|(namespace, hashes, tier)| {
+            Request::Evict {
+                namespace,
+                hashes,
+                tier,
+            }
+        }),
         namespace().prop_map(|namespace| Request::Purge { namespace }),
         proptest::option::of(namespace()).prop_map(|after| Request::Namespaces { after }),
-        (any::<bool>(), any::<u8>(), proptest::option::of(namespace()), proptest::option::of(key()), 0u32..=65_536)
+        (
+            any::<bool>(),
+            any::<u8>(),
+            proptest::option::of(namespace()),
+            proptest::option::of(key()),
+            0u32..=65_536
+        )
             .prop_map(|(list, tier, namespace, after, limit)| if list {
-                Request::List { tier, namespace, after, limit }
+                Request::List {
+                    tier,
+                    namespace,
+                    after,
+                    limit,
+                }
             } else {
-                Request::Verify { tier, namespace, after, limit }
+                Request::Verify {
+                    tier,
+                    namespace,
+                    after,
+                    limit,
+                }
             }),
         any::<u32>().prop_map(|timeout_ms| Request::Drain { timeout_ms }),
     ]
 }
 
 fn failure() -> impl Strategy<Value = Failure> {
-    (0..ErrorKind::ALL.len(), ".{0,30}").prop_map(|(kind, message)| Failure { kind: ErrorKind::ALL[kind], message })
+    (0..ErrorKind::ALL.len(), ".{0,30}").prop_map(|(kind, message)| Failure {
+        kind: ErrorKind::ALL[kind],
+        message,
+    })
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
-    let held = (any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(lease, offset, tier)| Held { lease, offset, tier });
+    let held = (any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(lease, offset, tier)| Held {
+        lease,
+        offset,
+        tier,
+    });
     let granted = prop_oneof![
         (any::<u64>(), any::<u64>()).prop_map(|(reservation, offset)| Granted::Slot { reservation, offset }),
         Just(Granted::Present),
@@ -106,7 +162,11 @@ fn answer() -> impl Strategy<Value = Answer> {
     ];
     prop_oneof![
         (any::<u16>(), any::<u64>(), vec(".{0,10}", 0..5)).prop_map(|(protocol, arena_bytes, tier_names)| {
-            Answer::Welcome { protocol, arena_bytes, tier_names }
+            Answer::Welcome {
+                protocol,
+                arena_bytes,
+                tier_names,
+            }
         }),
         Just(Answer::Pong),
         Just(Answer::Done),
@@ -115,7 +175,11 @@ fn answer() -> impl Strategy<Value = Answer> {
         any::<u64>().prop_map(Answer::Count),
         vec(prop_oneof![held.prop_map(Ok), failure().prop_map(Err)], 0..20).prop_map(Answer::Acquired),
         vec(granted, 0..20).prop_map(Answer::Reserved),
-        vec(prop_oneof![durability().prop_map(Ok), failure().prop_map(Err)], 0..20).prop_map(Answer::Committed),
+        vec(
+            prop_oneof![durability().prop_map(Ok), failure().prop_map(Err)],
+            0..20
+        )
+        .prop_map(Answer::Committed),
         vec(any::<u8>(), 0..100).prop_map(Answer::Json),
         vec(key(), 0..20).prop_map(Answer::Keys),
         (any::<[u64; 4]>(), proptest::option::of(key())).prop_map(|(counts, after)| Answer::Verified {
@@ -132,7 +196,10 @@ fn answer() -> impl Strategy<Value = Answer> {
 }
 
 fn split(frame: &[u8]) -> (Header, &[u8]) {
-    (Header::decode(frame.first_chunk().unwrap()).unwrap(), &frame[HEADER_BYTES..])
+    (
+        Header::decode(frame.first_chunk().unwrap()).unwrap(),
+        &frame[HEADER_BYTES..],
+    )
 }
 
 proptest! {
@@ -228,41 +295,94 @@ fn a_wrong_hash_length_is_named() {
     for length in [1u8, 15, 33, 255] {
         let error = Request::decode(4, &lookup_body(2, length, 2 * usize::from(length))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains(&format!("has {length} bytes")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("has {length} bytes")),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn counts_are_checked_before_anything_is_allocated() {
-    for body in [lookup_body(u32::MAX, 16, 64), lookup_body(65_537, 16, 64), lookup_body(60_000, 0, 64)] {
-        assert_eq!(Request::decode(4, &body).unwrap_err().kind(), ErrorKind::InvalidInput);
+    for body in [
+        lookup_body(u32::MAX, 16, 64),
+        lookup_body(65_537, 16, 64),
+        lookup_body(60_000, 0, 64),
+    ] {
+        assert_eq!(
+            Request::decode(4, &body).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
     }
     let many = vec![BlockHash::new(&[1; 32]).unwrap(); MAX_BLOCKS + 1];
-    let error = request_frame(1, &Request::Lookup { namespace: 0, hashes: many.into() }).unwrap_err();
+    let error = request_frame(
+        1,
+        &Request::Lookup {
+            namespace: 0,
+            hashes: many.into(),
+        },
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("65537"), "{error}");
 }
 
 #[test]
 fn the_largest_accepted_messages_fit_a_frame() {
     let hashes = vec![BlockHash::new(&[1; 32]).unwrap(); MAX_BLOCKS];
-    request_frame(1, &Request::Acquire { namespace: 0, hashes: hashes.into() }).unwrap();
-    let failure = Failure { kind: ErrorKind::Busy, message: "é".repeat(4000) };
+    request_frame(
+        1,
+        &Request::Acquire {
+            namespace: 0,
+            hashes: hashes.into(),
+        },
+    )
+    .unwrap();
+    let failure = Failure {
+        kind: ErrorKind::Busy,
+        message: "é".repeat(4000),
+    };
     answer_frame(1, &Answer::Acquired(vec![Err(failure.clone()); MAX_BLOCKS])).unwrap();
     answer_frame(1, &Answer::Reserved(vec![Granted::Refused(failure); MAX_BLOCKS])).unwrap();
     let layout = Layout::uniform(Layout::MAX_SHARDS, Layout::MAX_TENSORS_PER_SHARD, 1).unwrap();
-    request_frame(1, &Request::OpenNamespace { identity: Box::default(), layout }).unwrap();
+    request_frame(
+        1,
+        &Request::OpenNamespace {
+            identity: Box::default(),
+            layout,
+        },
+    )
+    .unwrap();
 }
 
 #[test]
 fn wrong_headers_are_told_apart() {
-    let mut header = Header { kind: 2, id: 1, body_bytes: 0 }.encode();
+    let mut header = Header {
+        kind: 2,
+        id: 1,
+        body_bytes: 0,
+    }
+    .encode();
     header[2] = 9;
     let error = Header::decode(&header).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("version 9"), "{error}");
     header[0] = 0;
-    assert_eq!(Header::decode(&header).unwrap_err().kind(), ErrorKind::InvalidInput);
-    let header = Header { kind: 2, id: 1, body_bytes: MAX_BODY_BYTES + 1 }.encode();
-    assert_eq!(Header::decode(&header).unwrap_err().kind(), ErrorKind::InvalidInput);
-    assert_eq!(Request::decode(99, &[]).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(
+        Header::decode(&header).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    let header = Header {
+        kind: 2,
+        id: 1,
+        body_bytes: MAX_BODY_BYTES + 1,
+    }
+    .encode();
+    assert_eq!(
+        Header::decode(&header).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    assert_eq!(
+        Request::decode(99, &[]).unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
 }

@@ -21,18 +21,21 @@ pub(crate) struct Pending {
 
 impl Pending {
     fn fail(&self, error: &kvstored_core::Error) {
-        self.task.fail(self.commits.iter().flat_map(|(_, window)| window.iter().copied()), error);
+        self.task.fail(
+            self.commits.iter().flat_map(|(_, window)| window.iter().copied()),
+            error,
+        );
     }
 
     /// Waits for every commit, oldest first.
     fn finish(mut self, core: &Core) {
         while let Some((ticket, _)) = self.commits.front() {
-            let result: Result<()> = core.wait(&mut *self.session, *ticket, &self.task, false).and_then(|answer| {
-                match self.commits.pop_front() {
+            let result: Result<()> = core
+                .wait(&mut *self.session, *ticket, &self.task, false)
+                .and_then(|answer| match self.commits.pop_front() {
                     Some((_, window)) => committed(&self.task, window, answer),
                     None => Ok(()),
-                }
-            });
+                });
             if let Err(error) = result {
                 self.fail(&error);
                 return self.session.discard();

@@ -45,15 +45,27 @@ impl DumpJob {
         durability: Durability,
     ) -> Self {
         let window = core.settings.window(info.layout.image_bytes());
-        Self { task, claims: Claims::new(hashes.len(), window), info, hashes, parent, plan, durability, window }
+        Self {
+            task,
+            claims: Claims::new(hashes.len(), window),
+            info,
+            hashes,
+            parent,
+            plan,
+            durability,
+            window,
+        }
     }
 
     /// Dumps windows until none is left; the acknowledger waits for the last commits.
     pub(crate) fn run(&self, core: &Core) {
-        let session = core.dump_sessions.take(self.task.deadline()).and_then(|mut session| {
-            let number = session.namespace(&self.info, self.task.deadline())?;
-            Ok((session, number))
-        });
+        let session = core
+            .dump_sessions
+            .take(self.task.deadline())
+            .and_then(|mut session| {
+                let number = session.namespace(&self.info, self.task.deadline())?;
+                Ok((session, number))
+            });
         let (session, number) = match session {
             Ok(session) => session,
             Err(error) => return self.task.fail(self.claims.claim_all(), &error),
@@ -71,10 +83,18 @@ impl DumpJob {
         match dumping.dump() {
             Ok(()) => {
                 let Dumping { session, commits, .. } = dumping;
-                core.acknowledger.wait_for(Pending { task: self.task.clone(), session, commits });
+                core.acknowledger.wait_for(Pending {
+                    task: self.task.clone(),
+                    session,
+                    commits,
+                });
             }
             Err(error) => {
-                let reserved = dumping.reserves.into_iter().chain(dumping.commits).flat_map(|(_, window)| window);
+                let reserved = dumping
+                    .reserves
+                    .into_iter()
+                    .chain(dumping.commits)
+                    .flat_map(|(_, window)| window);
                 let rest = dumping.retry.into_iter().chain(self.claims.claim_all());
                 self.task.fail(reserved.chain(rest), &error);
                 // slots that were reserved go back with the session
@@ -112,14 +132,20 @@ impl Dumping<'_> {
                 }
                 self.reserve(window)?;
             }
-            let Some((ticket, _)) = self.reserves.front() else { return Ok(()) };
+            let Some((ticket, _)) = self.reserves.front() else {
+                return Ok(());
+            };
             let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task, true) {
                 Err(error) if error.kind() == ErrorKind::Busy => None,
                 answer => Some(answer?),
             };
-            let Some((_, window)) = self.reserves.pop_front() else { return Ok(()) };
+            let Some((_, window)) = self.reserves.pop_front() else {
+                return Ok(());
+            };
             match answer {
-                Some(Answer::Reserved(granted)) if granted.len() == window.len() => self.fill(window, granted)?,
+                Some(Answer::Reserved(granted)) if granted.len() == window.len() => {
+                    self.fill(window, granted)?
+                }
                 Some(other) => {
                     self.retry.extend(window);
                     return Err(unexpected(&other));
@@ -144,15 +170,24 @@ impl Dumping<'_> {
     }
 
     fn reserve(&mut self, window: Vec<usize>) -> Result<()> {
-        let hashes: Vec<BlockHash> = window.iter().filter_map(|index| self.job.hashes.get(*index).copied()).collect();
+        let hashes: Vec<BlockHash> = window
+            .iter()
+            .filter_map(|index| self.job.hashes.get(*index).copied())
+            .collect();
         let parent = match window.first() {
             Some(0) | None => self.job.parent,
             Some(first) => self.job.hashes.get(first - 1).copied(),
         };
-        let request = Request::Reserve { namespace: self.number, parent, hashes: hashes.into(), wait_ms: WAIT_MS };
+        let request = Request::Reserve {
+            namespace: self.number,
+            parent,
+            hashes: hashes.into(),
+            wait_ms: WAIT_MS,
+        };
         let begun = self.session.begin(request, self.job.task.deadline());
         // it's in line even if it failed: then it's failed together with the others
-        self.reserves.push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
+        self.reserves
+            .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
         begun.map(drop)
     }
 
@@ -168,15 +203,18 @@ impl Dumping<'_> {
                 (_, Some(error)) => ended.push((index, BlockOutcome::Failed(error.clone()))),
                 (Granted::Slot { reservation, offset }, None) => {
                     let shards = self.job.plan.shards();
-                    let checksums: Result<Vec<u64>> =
-                        shards.map(|shard| self.job.plan.copy_in(index, shard, &arena, offset as usize)).collect();
+                    let checksums: Result<Vec<u64>> = shards
+                        .map(|shard| self.job.plan.copy_in(index, shard, &arena, offset as usize))
+                        .collect();
                     match checksums {
                         Ok(checksums) => {
                             filled.push((reservation, checksums));
                             indices.push(index);
                         }
                         Err(error) => {
-                            self.session.tell(Request::Abort { reservations: vec![reservation].into() });
+                            self.session.tell(Request::Abort {
+                                reservations: vec![reservation].into(),
+                            });
                             ended.push((index, BlockOutcome::Failed(error)));
                         }
                     }
@@ -186,15 +224,25 @@ impl Dumping<'_> {
                     busy = true;
                     self.retry.push(index);
                 }
-                (Granted::Refused(failure), None) => ended.push((index, BlockOutcome::Failed(failure.into()))),
+                (Granted::Refused(failure), None) => {
+                    ended.push((index, BlockOutcome::Failed(failure.into())))
+                }
             }
         }
-        self.fruitless = if busy && filled.is_empty() { self.fruitless + 1 } else { 0 };
+        self.fruitless = if busy && filled.is_empty() {
+            self.fruitless + 1
+        } else {
+            0
+        };
         task.finish(ended);
         if !filled.is_empty() {
-            let request = Request::Commit { blocks: filled.into(), durability: self.job.durability };
+            let request = Request::Commit {
+                blocks: filled.into(),
+                durability: self.job.durability,
+            };
             let begun = self.session.begin(request, task.deadline());
-            self.commits.push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), indices));
+            self.commits
+                .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), indices));
             begun?;
         }
         while self.commits.len() > MAX_COMMITS
@@ -214,7 +262,13 @@ pub(super) fn committed(task: &TaskState, window: Vec<usize>, answer: Answer) ->
     match answer {
         Answer::Committed(outcomes) if outcomes.len() == window.len() => {
             task.finish(window.into_iter().zip(outcomes).map(|(index, outcome)| {
-                (index, outcome.map_or_else(|failure| BlockOutcome::Failed(failure.into()), BlockOutcome::Dumped))
+                (
+                    index,
+                    outcome.map_or_else(
+                        |failure| BlockOutcome::Failed(failure.into()),
+                        BlockOutcome::Dumped,
+                    ),
+                )
             }));
             Ok(())
         }

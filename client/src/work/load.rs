@@ -54,11 +54,23 @@ impl LoadJob {
             LoadOrder::ShardMajor => {
                 let pinned = arena_bytes / ARENA_SHARE / streams / image_bytes;
                 let whole = hashes.len() * plan.block_bytes() < SPLIT_BYTES;
-                let share = if whole { hashes.len() } else { hashes.len().div_ceil(streams) };
+                let share = if whole {
+                    hashes.len()
+                } else {
+                    hashes.len().div_ceil(streams)
+                };
                 share.min(pinned.max(1))
             }
         };
-        Self { task, claims: Claims::new(hashes.len(), claim), info, hashes, plan, order, window }
+        Self {
+            task,
+            claims: Claims::new(hashes.len(), claim),
+            info,
+            hashes,
+            plan,
+            order,
+            window,
+        }
     }
 
     /// Loads windows until none is left.
@@ -124,9 +136,17 @@ impl Loading<'_> {
             let depth = if self.fruitless > 0 { 1 } else { DEPTH };
             while self.flights.len() < depth {
                 // where room is short, the head of the run before its tail
-                let mut window = if self.fruitless > 0 { self.again(self.job.window) } else { self.job.claims.claim() };
+                let mut window = if self.fruitless > 0 {
+                    self.again(self.job.window)
+                } else {
+                    self.job.claims.claim()
+                };
                 if window.is_empty() {
-                    window = if self.fruitless > 0 { self.job.claims.claim() } else { self.again(self.job.window) };
+                    window = if self.fruitless > 0 {
+                        self.job.claims.claim()
+                    } else {
+                        self.again(self.job.window)
+                    };
                 }
                 if window.is_empty() {
                     break;
@@ -147,7 +167,9 @@ impl Loading<'_> {
                 outcomes.push((block.index, outcome));
             }
             self.job.task.finish(outcomes);
-            self.session.tell(Request::Release { leases: leases.into() });
+            self.session.tell(Request::Release {
+                leases: leases.into(),
+            });
             if let Some(error) = stopped {
                 return Err(error);
             }
@@ -203,12 +225,19 @@ impl Loading<'_> {
             }
             task.shard_done(blocks.iter().map(|block| block.index));
         }
-        let loaded = |block: &Block| BlockOutcome::Loaded { tier: usize::from(block.held.tier) };
-        task.finish(blocks.iter().zip(outcomes).map(|(block, outcome)| {
-            (block.index, outcome.unwrap_or_else(|| loaded(block)))
-        }));
+        let loaded = |block: &Block| BlockOutcome::Loaded {
+            tier: usize::from(block.held.tier),
+        };
+        task.finish(
+            blocks
+                .iter()
+                .zip(outcomes)
+                .map(|(block, outcome)| (block.index, outcome.unwrap_or_else(|| loaded(block)))),
+        );
         let leases: Vec<u64> = blocks.iter().map(|block| block.held.lease).collect();
-        self.session.tell(Request::Release { leases: leases.into() });
+        self.session.tell(Request::Release {
+            leases: leases.into(),
+        });
         Ok(())
     }
 
@@ -225,22 +254,33 @@ impl Loading<'_> {
     }
 
     fn acquire(&mut self, window: Vec<usize>) -> Result<()> {
-        let hashes: Vec<BlockHash> = window.iter().filter_map(|index| self.job.hashes.get(*index).copied()).collect();
-        let request = Request::Acquire { namespace: self.number, hashes: hashes.into() };
+        let hashes: Vec<BlockHash> = window
+            .iter()
+            .filter_map(|index| self.job.hashes.get(*index).copied())
+            .collect();
+        let request = Request::Acquire {
+            namespace: self.number,
+            hashes: hashes.into(),
+        };
         let begun = self.session.begin(request, self.job.task.deadline());
         // it's in line even if it failed: then it's failed together with the others
-        self.flights.push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
+        self.flights
+            .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
         begun.map(drop)
     }
 
     /// The blocks of the oldest acquire that were found and whose envelope is right; `None` when none is under way.
     fn land(&mut self) -> Result<Option<Vec<Block>>> {
-        let Some((ticket, _)) = self.flights.front() else { return Ok(None) };
+        let Some((ticket, _)) = self.flights.front() else {
+            return Ok(None);
+        };
         let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task, true) {
             Err(error) if error.kind() == ErrorKind::Busy => None,
             answer => Some(answer?),
         };
-        let Some((_, window)) = self.flights.pop_front() else { return Ok(None) };
+        let Some((_, window)) = self.flights.pop_front() else {
+            return Ok(None);
+        };
         let outcomes = match answer {
             Some(Answer::Acquired(outcomes)) if outcomes.len() == window.len() => outcomes,
             Some(other) => {
@@ -257,7 +297,11 @@ impl Loading<'_> {
         for (index, outcome) in window.into_iter().zip(outcomes) {
             match outcome {
                 Ok(held) => match self.envelope(index, &held) {
-                    Ok(checksums) => blocks.push(Block { index, held, checksums }),
+                    Ok(checksums) => blocks.push(Block {
+                        index,
+                        held,
+                        checksums,
+                    }),
                     Err(error) => {
                         self.report(index, &held, &error);
                         ended.push((index, BlockOutcome::Missing));
@@ -273,7 +317,11 @@ impl Loading<'_> {
                 },
             }
         }
-        self.fruitless = if busy && blocks.is_empty() { self.fruitless + 1 } else { 0 };
+        self.fruitless = if busy && blocks.is_empty() {
+            self.fruitless + 1
+        } else {
+            0
+        };
         self.job.task.finish(ended);
         Ok(Some(blocks))
     }
@@ -285,7 +333,11 @@ impl Loading<'_> {
         self.arena.address(offset, info.layout.image_bytes())?;
         self.arena.read(offset, &mut self.page[..])?;
         let envelope = Envelope::decode(&self.page[..])?;
-        let hash = self.job.hashes.get(index).ok_or_else(|| Error::internal("a block without a hash"))?;
+        let hash = self
+            .job
+            .hashes
+            .get(index)
+            .ok_or_else(|| Error::internal("a block without a hash"))?;
         envelope.expect(&info.key(*hash), &info.layout)?;
         Ok(envelope.shard_checksums)
     }
@@ -293,14 +345,19 @@ impl Loading<'_> {
     /// Copies some shards of a block and compares their checksums.
     fn copy(&mut self, block: &Block, shards: std::ops::Range<usize>) -> Result<BlockOutcome> {
         for shard in shards {
-            let copied = self.job.plan.copy_out(block.index, shard, &self.arena, block.held.offset as usize)?;
+            let copied =
+                self.job
+                    .plan
+                    .copy_out(block.index, shard, &self.arena, block.held.offset as usize)?;
             if block.checksums.get(shard) != Some(&copied) {
                 let error = Error::new(ErrorKind::Corrupt, format!("shard {shard} has a wrong checksum"));
                 self.report(block.index, &block.held, &error);
                 return Ok(BlockOutcome::Missing);
             }
         }
-        Ok(BlockOutcome::Loaded { tier: usize::from(block.held.tier) })
+        Ok(BlockOutcome::Loaded {
+            tier: usize::from(block.held.tier),
+        })
     }
 
     fn report(&mut self, index: usize, held: &Held, error: &Error) {
@@ -312,8 +369,12 @@ impl Loading<'_> {
 
     /// Ends every block this stream has claimed, and those nobody has.
     fn fail(&mut self, error: &Error) {
-        let flying = std::mem::take(&mut self.flights).into_iter().flat_map(|(_, window)| window);
+        let flying = std::mem::take(&mut self.flights)
+            .into_iter()
+            .flat_map(|(_, window)| window);
         let waiting = std::mem::take(&mut self.retry);
-        self.job.task.fail(flying.chain(waiting).chain(self.job.claims.claim_all()), error);
+        self.job
+            .task
+            .fail(flying.chain(waiting).chain(self.job.claims.claim_all()), error);
     }
 }

@@ -70,7 +70,8 @@ impl Core {
         let mut spawned = core.spawn("kvstored-acknowledge", move || Acknowledger::run(&own));
         for stream in 0..streams {
             let own = core.clone();
-            spawned = spawned.and_then(|()| core.spawn(&format!("kvstored-copy-{stream}"), move || own.stream()));
+            spawned =
+                spawned.and_then(|()| core.spawn(&format!("kvstored-copy-{stream}"), move || own.stream()));
         }
         spawned.inspect_err(|_| core.close())?;
         Ok(core)
@@ -116,7 +117,13 @@ impl Core {
     }
 
     /// Waits for an answer until the task is cancelled or late; copies shards meanwhile where `helps`.
-    pub(crate) fn wait(&self, session: &mut dyn Session, ticket: Ticket, task: &TaskState, helps: bool) -> Result<Answer> {
+    pub(crate) fn wait(
+        &self,
+        session: &mut dyn Session,
+        ticket: Ticket,
+        task: &TaskState,
+        helps: bool,
+    ) -> Result<Answer> {
         loop {
             if let Some(error) = self.stopped(task) {
                 return Err(error);
@@ -134,8 +141,11 @@ impl Core {
         self.runtime.deadline(SLICE).min(deadline)
     }
 
-    /// Waits without a core, or copies a shard if one comes by.
+    /// Waits without a core, or copies a shard if one comes by. Tasks in line that must not go on end meanwhile.
     fn pause(&self, timeout: Duration) {
+        for (job, error) in self.queue.take_stopped() {
+            job.fail(&error);
+        }
         if let Some(job) = self.queue.take_shard(timeout) {
             job.run(self);
         }
@@ -161,7 +171,11 @@ pub(crate) struct Claims {
 
 impl Claims {
     pub(crate) fn new(blocks: usize, window: usize) -> Self {
-        Self { next: AtomicUsize::new(0), blocks, window: window.max(1) }
+        Self {
+            next: AtomicUsize::new(0),
+            blocks,
+            window: window.max(1),
+        }
     }
 
     /// Blocks in a window.
@@ -171,7 +185,10 @@ impl Claims {
 
     /// The next window; empty at the end.
     pub(crate) fn claim(&self) -> Vec<usize> {
-        let begin = self.next.fetch_add(self.window, Ordering::Relaxed).min(self.blocks);
+        let begin = self
+            .next
+            .fetch_add(self.window, Ordering::Relaxed)
+            .min(self.blocks);
         (begin..(begin + self.window).min(self.blocks)).collect()
     }
 

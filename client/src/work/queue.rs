@@ -29,6 +29,14 @@ impl Job {
         }
     }
 
+    fn stopped(&self) -> Option<Error> {
+        match self {
+            Self::Load(job) => job.task.stopped(),
+            Self::Dump(job) => job.task.stopped(),
+            Self::Shard(job) => job.task.stopped(),
+        }
+    }
+
     /// Ends all blocks that nobody has claimed.
     pub(crate) fn fail(&self, error: &Error) {
         match self {
@@ -71,7 +79,12 @@ fn head(line: &mut VecDeque<Job>) -> Option<Job> {
 impl Queue {
     pub(crate) fn new(depth: usize, streams: usize) -> Self {
         let dump_streams = streams.saturating_sub(1).max(1);
-        Self { depth, dump_streams, state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            depth,
+            dump_streams,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// Puts a job in line. Fails with `Busy` when the line is full.
@@ -82,7 +95,10 @@ impl Queue {
         }
         let waiting = state.shards.len() + state.loads.len() + state.dumps.len();
         if waiting >= self.depth {
-            return Err(Error::new(ErrorKind::Busy, format!("{waiting} tasks wait for the client's streams")));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{waiting} tasks wait for the client's streams"),
+            ));
         }
         match &job {
             Job::Load(_) => state.loads.push_back(job),
@@ -113,9 +129,17 @@ impl Queue {
             return Some(job);
         }
         let load = head(&mut state.loads);
-        let dump = if state.dumping < self.dump_streams { head(&mut state.dumps) } else { None };
+        let dump = if state.dumping < self.dump_streams {
+            head(&mut state.dumps)
+        } else {
+            None
+        };
         // take turns where both wait
-        let chosen = if state.dump_is_next { dump.or(load) } else { load.or(dump) };
+        let chosen = if state.dump_is_next {
+            dump.or(load)
+        } else {
+            load.or(dump)
+        };
         if let Some(job) = &chosen {
             let dumps = matches!(job, Job::Dump(_));
             state.dumping += usize::from(dumps);
@@ -147,6 +171,23 @@ impl Queue {
             // woken for another job: the pause is cut short, which does no harm
             waited = true;
         }
+    }
+
+    /// Loads and dumps in line that were cancelled or are late, with the reason: they need not wait for a stream.
+    pub(crate) fn take_stopped(&self) -> Vec<(Job, Error)> {
+        let mut state = self.state.lock();
+        let State { loads, dumps, .. } = &mut *state;
+        let mut stopped = Vec::new();
+        for line in [loads, dumps] {
+            line.retain(|job| match job.stopped() {
+                Some(error) => {
+                    stopped.push((job.clone(), error));
+                    false
+                }
+                None => true,
+            });
+        }
+        stopped
     }
 
     /// Lets every stream end; gives back the jobs that wait.

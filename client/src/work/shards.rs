@@ -62,7 +62,9 @@ impl LayerwiseDump {
         session: PooledSession,
     ) -> Self {
         let arena = session.arena().clone();
-        let none_open = !blocks.iter().any(|block| matches!(block, ShardBlock::Open { .. }));
+        let none_open = !blocks
+            .iter()
+            .any(|block| matches!(block, ShardBlock::Open { .. }));
         let session = (!none_open).then_some(session);
         let state = State {
             blocks,
@@ -73,7 +75,12 @@ impl LayerwiseDump {
             commits: VecDeque::new(),
             session,
         };
-        Self { task, durability, arena, state: Mutex::new(state) }
+        Self {
+            task,
+            durability,
+            arena,
+            state: Mutex::new(state),
+        }
     }
 
     /// Notes that a shard is on its way. Fails with `AlreadyExists` if it was before, and `Cancelled` after an
@@ -85,8 +92,13 @@ impl LayerwiseDump {
         }
         let count = state.begun.len();
         match state.begun.get_mut(shard) {
-            None => Err(Error::invalid(format!("shard index {shard} is outside the layout's {count} shards"))),
-            Some(true) => Err(Error::new(ErrorKind::AlreadyExists, format!("shard {shard} was put before"))),
+            None => Err(Error::invalid(format!(
+                "shard index {shard} is outside the layout's {count} shards"
+            ))),
+            Some(true) => Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("shard {shard} was put before"),
+            )),
             Some(begun) => {
                 *begun = true;
                 Ok(())
@@ -137,13 +149,19 @@ impl LayerwiseDump {
         if let Some(session) = &mut state.session
             && !reservations.is_empty()
         {
-            session.tell(Request::Abort { reservations: reservations.into() });
+            session.tell(Request::Abort {
+                reservations: reservations.into(),
+            });
         }
         if open_blocks(state).is_empty()
             && let Some(session) = state.session.take()
         {
             let commits = std::mem::take(&mut state.commits);
-            core.acknowledger.wait_for(Pending { task: self.task.clone(), session, commits });
+            core.acknowledger.wait_for(Pending {
+                task: self.task.clone(),
+                session,
+                commits,
+            });
         }
     }
 
@@ -166,8 +184,17 @@ impl LayerwiseDump {
         state.copying -= 1;
         let (mut whole, mut indices, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for (index, result) in copied {
-            let Some(block) = state.blocks.get_mut(index) else { continue };
-            let ShardBlock::Open { reservation, checksums, .. } = block else { continue };
+            let Some(block) = state.blocks.get_mut(index) else {
+                continue;
+            };
+            let ShardBlock::Open {
+                reservation,
+                checksums,
+                ..
+            } = block
+            else {
+                continue;
+            };
             match result {
                 Ok(checksum) => {
                     if let Some(place) = checksums.get_mut(shard) {
@@ -186,7 +213,10 @@ impl LayerwiseDump {
         if let Some(session) = &mut state.session
             && !whole.is_empty()
         {
-            let request = Request::Commit { blocks: whole.into(), durability: self.durability };
+            let request = Request::Commit {
+                blocks: whole.into(),
+                durability: self.durability,
+            };
             match session.begin(request, core.runtime.deadline(core.settings.timeout)) {
                 Ok(ticket) => state.commits.push_back((ticket, indices)),
                 Err(error) => self.task.fail(indices, &error),
@@ -201,7 +231,13 @@ impl LayerwiseDump {
 
 fn open_blocks(state: &State) -> Vec<usize> {
     let open = |(_, block): &(usize, &ShardBlock)| matches!(block, ShardBlock::Open { .. });
-    state.blocks.iter().enumerate().filter(open).map(|(index, _)| index).collect()
+    state
+        .blocks
+        .iter()
+        .enumerate()
+        .filter(open)
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// One shard to be copied into the slots of a layerwise dump.
@@ -223,7 +259,13 @@ impl ShardJob {
         blocks: usize,
     ) -> Self {
         let window = core.settings.window(plan.block_bytes());
-        Self { task, claims: Claims::new(blocks, window), dump, plan, shard }
+        Self {
+            task,
+            claims: Claims::new(blocks, window),
+            dump,
+            plan,
+            shard,
+        }
     }
 
     /// Copies windows until none is left.
@@ -233,12 +275,15 @@ impl ShardJob {
             if window.is_empty() {
                 return;
             }
-            let (mut copied, mut outcomes) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
+            let (mut copied, mut outcomes) =
+                (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
             for (index, place) in self.dump.begin_window(&window) {
                 let stopped = core.stopped(&self.task).or_else(|| core.stopped(&self.dump.task));
                 let outcome = match (place, stopped) {
                     (Ok(offset), None) => {
-                        let result = self.plan.copy_in(index, self.shard, &self.dump.arena, offset as usize);
+                        let result = self
+                            .plan
+                            .copy_in(index, self.shard, &self.dump.arena, offset as usize);
                         let outcome = match &result {
                             Ok(_) => BlockOutcome::Copied,
                             Err(error) => BlockOutcome::Failed(error.clone()),

@@ -71,11 +71,7 @@ impl Checksum {
     /// builds the shorter of the two decides how many bytes are copied and
     /// appended, and the rest of the longer one is left alone.
     pub fn copy(&mut self, destination: &mut [u8], source: &[u8]) {
-        debug_assert_eq!(
-            destination.len(),
-            source.len(),
-            "copy between different lengths"
-        );
+        debug_assert_eq!(destination.len(), source.len(), "copy between different lengths");
         let length = destination.len().min(source.len());
         // SAFETY: `length` is within both slices, and an exclusive borrow cannot
         // overlap a shared one.
@@ -169,25 +165,15 @@ impl Kernel {
     /// # Safety
     ///
     /// As for [`Checksum::copy_raw`].
-    unsafe fn copy(
-        self,
-        state: u64,
-        destination: *mut u8,
-        source: *const u8,
-        length: usize,
-    ) -> u64 {
+    unsafe fn copy(self, state: u64, destination: *mut u8, source: *const u8, length: usize) -> u64 {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant exists only where the processor supports it,
             // and the caller vouches for the pointers.
-            Self::Wide => unsafe {
-                x86_64::copy(&x86_64::WIDE, state, destination, source, length)
-            },
+            Self::Wide => unsafe { x86_64::copy(&x86_64::WIDE, state, destination, source, length) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Narrow => unsafe {
-                x86_64::copy(&x86_64::NARROW, state, destination, source, length)
-            },
+            Self::Narrow => unsafe { x86_64::copy(&x86_64::NARROW, state, destination, source, length) },
             // SAFETY: the caller vouches for the pointers.
             Self::Portable => unsafe { portable::copy(state, destination, source, length) },
         }

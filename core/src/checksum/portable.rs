@@ -20,12 +20,7 @@ pub(super) fn update(state: u64, bytes: &[u8]) -> u64 {
 /// # Safety
 ///
 /// As for [`Checksum::copy_raw`](super::Checksum::copy_raw).
-pub(super) unsafe fn copy(
-    mut state: u64,
-    destination: *mut u8,
-    source: *const u8,
-    length: usize,
-) -> u64 {
+pub(super) unsafe fn copy(mut state: u64, destination: *mut u8, source: *const u8, length: usize) -> u64 {
     let mut offset = 0;
     while offset < length {
         let piece = PIECE.min(length - offset);

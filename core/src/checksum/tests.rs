@@ -99,12 +99,7 @@ fn every_streaming_alignment() {
     let bytes = noise(5000, 2);
     for kernel in Kernel::supported() {
         for alignment in 0..64 {
-            check_copy(
-                kernel,
-                &bytes[alignment..],
-                (63 - alignment, alignment),
-                &[],
-            );
+            check_copy(kernel, &bytes[alignment..], (63 - alignment, alignment), &[]);
             check_copy(kernel, &bytes[..1016 + alignment / 4], (1, alignment), &[]);
         }
     }
@@ -114,12 +109,7 @@ fn every_streaming_alignment() {
 fn large_pieces() {
     let bytes = noise((1 << 20) + 77, 3);
     for kernel in Kernel::supported() {
-        check_copy(
-            kernel,
-            &bytes,
-            (5, 9),
-            &[16 * 1024, 147_456, 147_457, 900_001],
-        );
+        check_copy(kernel, &bytes, (5, 9), &[16 * 1024, 147_456, 147_457, 900_001]);
         check_update(kernel, &bytes, 300_000);
     }
 }

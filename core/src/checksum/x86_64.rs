@@ -8,9 +8,8 @@ mod folding;
 mod transfer;
 
 use core::arch::x86_64::{
-    _MM_HINT_T0, _mm_cvtsi64_si128, _mm_prefetch, _mm_sfence, _mm_xor_si128,
-    _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256,
-    _mm256_xor_si256, _mm256_zextsi128_si256,
+    _MM_HINT_T0, _mm_cvtsi64_si128, _mm_prefetch, _mm_sfence, _mm_xor_si128, _mm256_broadcastsi128_si256,
+    _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_xor_si256, _mm256_zextsi128_si256,
 };
 use folding::{fold, fold_constants, fold_pair, reduce_block, reduce_blocks, reduce_word};
 use std::arch::is_x86_feature_detected;
@@ -93,10 +92,7 @@ unsafe fn bulk_wide<const STORE: u8>(
     // that the caller's promises cover it; offsets are multiples
     // of 32.
     let pair = |offset: usize| unsafe {
-        transfer_pair::<STORE>(
-            destination.wrapping_add(offset),
-            source.wrapping_add(offset),
-        )
+        transfer_pair::<STORE>(destination.wrapping_add(offset), source.wrapping_add(offset))
     };
     let mut pairs = [pair(0), pair(32), pair(64), pair(96)];
     let state = _mm256_zextsi128_si256(_mm_cvtsi64_si128(state.cast_signed()));
@@ -139,10 +135,7 @@ unsafe fn bulk_narrow<const STORE: u8>(
     let constants = fold_constants::<STRIDE>();
     // SAFETY: as in `bulk_wide`, with offsets that are multiples of 16.
     let block = |offset: usize| unsafe {
-        transfer::<STORE>(
-            destination.wrapping_add(offset),
-            source.wrapping_add(offset),
-        )
+        transfer::<STORE>(destination.wrapping_add(offset), source.wrapping_add(offset))
     };
     let mut blocks = [0, 16, 32, 48, 64, 80, 96, 112].map(block);
     blocks[0] = _mm_xor_si128(blocks[0], _mm_cvtsi64_si128(state.cast_signed()));
@@ -175,10 +168,7 @@ unsafe fn short<const STORE: u8>(
     // SAFETY: called only while 16 bytes of `length` are left at `offset`, and the
     // caller's promises cover those.
     let block = |offset: usize| unsafe {
-        transfer::<STORE>(
-            destination.wrapping_add(offset),
-            source.wrapping_add(offset),
-        )
+        transfer::<STORE>(destination.wrapping_add(offset), source.wrapping_add(offset))
     };
     if length >= 16 {
         let constants = fold_constants::<16>();
@@ -306,7 +296,5 @@ pub(super) fn narrow_is_supported() -> bool {
 
 /// Whether [`WIDE`] may be used.
 pub(super) fn wide_is_supported() -> bool {
-    narrow_is_supported()
-        && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("vpclmulqdq")
+    narrow_is_supported() && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("vpclmulqdq")
 }

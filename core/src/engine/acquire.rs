@@ -34,7 +34,10 @@ impl Engine {
             Box::new(move |outcomes| {
                 if let Some(engine) = engine.upgrade() {
                     engine.counters.acquired(&outcomes, image_bytes);
-                    engine.counters.acquire.record(engine.runtime.clock.now().saturating_duration_since(started));
+                    engine
+                        .counters
+                        .acquire
+                        .record(engine.runtime.clock.now().saturating_duration_since(started));
                 }
                 done(outcomes);
             }),
@@ -57,8 +60,17 @@ impl Engine {
         self.acquire(namespace, hashes, Box::new(drop));
     }
 
-    fn promote(&self, namespace: &Arc<NamespaceInfo>, hashes: &[BlockHash], absent: &[usize], gather: &Arc<Gather>) {
-        let wanted: Vec<BlockHash> = absent.iter().filter_map(|index| hashes.get(*index).copied()).collect();
+    fn promote(
+        &self,
+        namespace: &Arc<NamespaceInfo>,
+        hashes: &[BlockHash],
+        absent: &[usize],
+        gather: &Arc<Gather>,
+    ) {
+        let wanted: Vec<BlockHash> = absent
+            .iter()
+            .filter_map(|index| hashes.get(*index).copied())
+            .collect();
         let sources = self.sources(namespace, &wanted, 0);
         let (mut starting, mut starting_sources) = (Vec::new(), Vec::new());
         let mut parent = None;
@@ -67,7 +79,13 @@ impl Engine {
                 gather.set(*index, Err(not_found()));
                 continue;
             };
-            if self.flights.join(namespace.key(*hash), Waiter { gather: gather.clone(), index: *index }) {
+            if self.flights.join(
+                namespace.key(*hash),
+                Waiter {
+                    gather: gather.clone(),
+                    index: *index,
+                },
+            ) {
                 if starting.is_empty() {
                     parent = index.checked_sub(1).and_then(|before| hashes.get(before));
                 }
@@ -154,7 +172,13 @@ impl Engine {
         match result {
             Ok(()) => {
                 self.memory.publish(&slot);
-                self.flights.land(&key, &Ok(Acquired { slot, tier: source + 1 }));
+                self.flights.land(
+                    &key,
+                    &Ok(Acquired {
+                        slot,
+                        tier: source + 1,
+                    }),
+                );
             }
             Err(error) => {
                 // a tier further down may still have it

@@ -51,9 +51,15 @@ impl Engine {
         if let Some(wanted) = tier
             && !names.iter().any(|name| name == wanted)
         {
-            return Err(Error::invalid(format!("tier \"{wanted}\" is not one of {}", names.join(", "))));
+            return Err(Error::invalid(format!(
+                "tier \"{wanted}\" is not one of {}",
+                names.join(", ")
+            )));
         }
-        let chosen = self.all_tiers().zip(&names).filter(|(_, name)| tier.is_none_or(|wanted| wanted == *name));
+        let chosen = self
+            .all_tiers()
+            .zip(&names)
+            .filter(|(_, name)| tier.is_none_or(|wanted| wanted == *name));
         Ok(chosen.map(|(tier, _)| tier.remove(namespace, hashes)).sum())
     }
 
@@ -61,7 +67,9 @@ impl Engine {
     pub fn purge(&self, namespace: &Namespace) -> Result<u64> {
         let mut dropped = 0;
         for tier in self.all_tiers() {
-            dropped += tier.purge(namespace).map_err(|error| error.with("tier", tier.name()))?;
+            dropped += tier
+                .purge(namespace)
+                .map_err(|error| error.with("tier", tier.name()))?;
         }
         tracing::info!(%namespace, dropped, "namespace purged");
         Ok(dropped)
@@ -74,7 +82,11 @@ impl Engine {
         for (index, tier) in self.all_tiers().enumerate() {
             for (namespace, blocks) in tier.namespaces() {
                 let at = rows.iter().position(|row| row.0 == namespace).unwrap_or_else(|| {
-                    rows.push((namespace, self.namespace_or_stored(&namespace).ok(), vec![0; tiers]));
+                    rows.push((
+                        namespace,
+                        self.namespace_or_stored(&namespace).ok(),
+                        vec![0; tiers],
+                    ));
                     rows.len() - 1
                 });
                 if let Some(count) = rows.get_mut(at).and_then(|row| row.2.get_mut(index)) {
@@ -94,7 +106,10 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<BlockKey>> {
         let tier = self.all_tiers().nth(tier).ok_or_else(|| {
-            Error::invalid(format!("tier index {tier} is outside the pipeline's {} tiers", 1 + self.lower.len()))
+            Error::invalid(format!(
+                "tier index {tier} is outside the pipeline's {} tiers",
+                1 + self.lower.len()
+            ))
         })?;
         Ok(tier.list(namespace, after, limit))
     }
@@ -109,15 +124,21 @@ impl Engine {
         limit: usize,
         done: VerifyDone,
     ) -> Result<()> {
-        let source = tier.checked_sub(1).and_then(|index| self.lower.get(index)).cloned().ok_or_else(|| {
-            Error::invalid(format!("tier index {tier} has no stored blocks to verify"))
-        })?;
+        let source = tier
+            .checked_sub(1)
+            .and_then(|index| self.lower.get(index))
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("tier index {tier} has no stored blocks to verify")))?;
         let keys = source.list(namespace, after, limit);
         let Some(last) = keys.last().copied() else {
             done(VerifyReport::default(), None);
             return Ok(());
         };
-        let scrub = Arc::new(Scrub { left: AtomicU64::new(keys.len() as u64), done: Mutex::new(Some((done, last))), ..Scrub::default() });
+        let scrub = Arc::new(Scrub {
+            left: AtomicU64::new(keys.len() as u64),
+            done: Mutex::new(Some((done, last))),
+            ..Scrub::default()
+        });
         let mut batch = Vec::new();
         for key in keys {
             let info = self.namespace_or_stored(&key.namespace);
@@ -157,14 +178,18 @@ impl Engine {
             }
             let now = self.runtime.clock.now();
             if now >= deadline {
-                return Err(Error::new(ErrorKind::TimedOut, format!("{waiting} writes are not finished")));
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("{waiting} writes are not finished"),
+                ));
             }
             // nobody notifies: draining is rare and may look again every few milliseconds
             let pause = Duration::from_millis(5).min(deadline.saturating_duration_since(now));
             idle.1.wait_for(&mut idle.0.lock(), pause);
         }
         for tier in &self.lower {
-            tier.drain(deadline).map_err(|error| error.with("tier", tier.name()))?;
+            tier.drain(deadline)
+                .map_err(|error| error.with("tier", tier.name()))?;
         }
         Ok(())
     }

@@ -48,7 +48,12 @@ impl Gather {
         drop(state);
         if let Some(done) = done {
             let lost = || Err(Error::internal("an outcome is missing"));
-            done(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect());
+            done(
+                outcomes
+                    .into_iter()
+                    .map(|outcome| outcome.unwrap_or_else(lost))
+                    .collect(),
+            );
         }
     }
 }

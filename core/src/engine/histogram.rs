@@ -16,7 +16,10 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], sum_ns: AtomicU64::new(0) }
+        Self {
+            counts: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_ns: AtomicU64::new(0),
+        }
     }
 }
 
@@ -37,7 +40,8 @@ impl Histogram {
         if let Some(count) = self.counts.get(index) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        self.sum_ns.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        self.sum_ns
+            .fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// The counts at this moment.
@@ -96,7 +100,11 @@ mod tests {
         histogram.record(Duration::from_secs(1000));
         let snapshot = histogram.snapshot();
         assert_eq!(snapshot.count(), 101);
-        assert!((48.0..=64.0).contains(&snapshot.quantile_us(0.5)), "{}", snapshot.quantile_us(0.5));
+        assert!(
+            (48.0..=64.0).contains(&snapshot.quantile_us(0.5)),
+            "{}",
+            snapshot.quantile_us(0.5)
+        );
         assert!((snapshot.sum_us - 1_000_005_050.0).abs() < 1.0);
     }
 

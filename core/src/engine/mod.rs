@@ -135,7 +135,11 @@ impl Engine {
 
     /// The names of the tiers, fast to durable; index 0 is the memory tier even where the pipeline doesn't name it.
     pub fn tier_names(&self) -> Vec<String> {
-        let mut names = vec![if self.memory_in_pipeline { self.memory.name().to_owned() } else { "Staging".to_owned() }];
+        let mut names = vec![if self.memory_in_pipeline {
+            self.memory.name().to_owned()
+        } else {
+            "Staging".to_owned()
+        }];
         names.extend(self.lower.iter().map(|tier| tier.name().to_owned()));
         names
     }
@@ -165,7 +169,9 @@ impl Engine {
         for tier in &self.lower {
             // a tier that is down now heals by itself; its blocks are misses until then
             match tier.open_namespace(&info) {
-                Err(error) if error.kind() == ErrorKind::Mismatch => return Err(error.with("tier", tier.name())),
+                Err(error) if error.kind() == ErrorKind::Mismatch => {
+                    return Err(error.with("tier", tier.name()));
+                }
                 Err(error) => {
                     self.counters.error(error.kind());
                     tracing::warn!(tier = tier.name(), namespace = %info.namespace, %error, "namespace not opened in tier");
@@ -193,7 +199,11 @@ impl Engine {
     /// An open namespace, or one that a tier knows from an earlier run, opened now.
     pub fn namespace_or_stored(&self, namespace: &Namespace) -> Result<Arc<NamespaceInfo>> {
         self.namespace(namespace).or_else(|error| {
-            let stored = self.lower.iter().find_map(|tier| tier.stored_namespace(namespace)).ok_or(error)?;
+            let stored = self
+                .lower
+                .iter()
+                .find_map(|tier| tier.stored_namespace(namespace))
+                .ok_or(error)?;
             self.open_namespace(stored.identity.clone(), stored.layout.clone())
         })
     }
@@ -208,7 +218,9 @@ impl Engine {
             }
             tier.lookup(namespace, hashes, present);
         }
-        self.counters.lookup.record(self.runtime.clock.now().saturating_duration_since(started));
+        self.counters
+            .lookup
+            .record(self.runtime.clock.now().saturating_duration_since(started));
     }
 
     /// How many blocks at the start of `hashes` are there without a gap, whichever tiers have them.
@@ -229,7 +241,9 @@ impl Engine {
                 break;
             }
         }
-        self.counters.lookup.record(self.runtime.clock.now().saturating_duration_since(started));
+        self.counters
+            .lookup
+            .record(self.runtime.clock.now().saturating_duration_since(started));
         found
     }
 

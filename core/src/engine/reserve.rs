@@ -55,12 +55,16 @@ impl Reservation {
         let mut shards = self.shards.lock();
         let count = shards.checksums.len();
         let Some(place) = shards.checksums.get_mut(index) else {
-            return Err(Error::invalid(format!("shard index {index} is outside the layout's {count} shards"))
-                .with("key", self.namespace.key(self.hash)));
+            return Err(Error::invalid(format!(
+                "shard index {index} is outside the layout's {count} shards"
+            ))
+            .with("key", self.namespace.key(self.hash)));
         };
         if place.replace(checksum).is_some() {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("shard {index} came twice"))
-                .with("key", self.namespace.key(self.hash)));
+            return Err(
+                Error::new(ErrorKind::AlreadyExists, format!("shard {index} came twice"))
+                    .with("key", self.namespace.key(self.hash)),
+            );
         }
         shards.missing -= 1;
         Ok(shards.missing == 0)
@@ -77,7 +81,11 @@ impl Reservation {
             .with("key", self.namespace.key(self.hash)));
         }
         shards.committed = true;
-        Ok(shards.checksums.iter().map(|checksum| checksum.unwrap_or_default()).collect())
+        Ok(shards
+            .checksums
+            .iter()
+            .map(|checksum| checksum.unwrap_or_default())
+            .collect())
     }
 }
 
@@ -148,10 +156,21 @@ impl Engine {
         for tier in &self.lower {
             tier.lookup(namespace, hashes, &mut present);
         }
-        let outcomes = present.into_iter().map(|found| found.then_some(Reserved::Present)).collect();
-        let request =
-            Parked { namespace: namespace.clone(), parent, hashes: hashes.to_vec(), outcomes, deadline: wait_until, done };
-        let request = if self.parking.waiting() > 0 { request } else {
+        let outcomes = present
+            .into_iter()
+            .map(|found| found.then_some(Reserved::Present))
+            .collect();
+        let request = Parked {
+            namespace: namespace.clone(),
+            parent,
+            hashes: hashes.to_vec(),
+            outcomes,
+            deadline: wait_until,
+            done,
+        };
+        let request = if self.parking.waiting() > 0 {
+            request
+        } else {
             match self.try_reserve(request) {
                 None => return,
                 Some(request) => request,
@@ -181,7 +200,9 @@ impl Engine {
         }
         let now = self.runtime.clock.now();
         loop {
-            let Some(mut queue) = self.parking.queue.try_lock() else { return };
+            let Some(mut queue) = self.parking.queue.try_lock() else {
+                return;
+            };
             let Some(request) = queue.pop_front() else { return };
             self.parking.waiting.store(queue.len(), Ordering::Release);
             drop(queue);
@@ -208,7 +229,8 @@ impl Engine {
         if self.parking.waiting() > 0 {
             let now = self.runtime.clock.now();
             let mut queue = self.parking.queue.lock();
-            let (expired, waiting): (Vec<_>, Vec<_>) = queue.drain(..).partition(|request| request.deadline <= now);
+            let (expired, waiting): (Vec<_>, Vec<_>) =
+                queue.drain(..).partition(|request| request.deadline <= now);
             queue.extend(waiting);
             self.parking.waiting.store(queue.len(), Ordering::Release);
             drop(queue);
@@ -220,9 +242,16 @@ impl Engine {
 
     /// Reserves what it can; gives the request back when something is still `Busy`.
     fn try_reserve(&self, mut request: Parked) -> Option<Parked> {
-        let open: Vec<usize> =
-            request.outcomes.iter().enumerate().filter_map(|(index, outcome)| outcome.is_none().then_some(index)).collect();
-        let wanted: Vec<BlockHash> = open.iter().filter_map(|index| request.hashes.get(*index).copied()).collect();
+        let open: Vec<usize> = request
+            .outcomes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, outcome)| outcome.is_none().then_some(index))
+            .collect();
+        let wanted: Vec<BlockHash> = open
+            .iter()
+            .filter_map(|index| request.hashes.get(*index).copied())
+            .collect();
         let parent = match open.first() {
             Some(0) | None => request.parent,
             Some(first) => request.hashes.get(first - 1).copied(),
@@ -258,7 +287,10 @@ impl Engine {
         }
         // what was reserved is handed out even when the rest has to wait longer: its owner could otherwise
         // hold slots that it doesn't know of while others wait for them
-        let handed_out = request.outcomes.iter().any(|outcome| matches!(outcome, Some(Reserved::Slot(_))));
+        let handed_out = request
+            .outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, Some(Reserved::Slot(_))));
         if busy && !handed_out {
             return Some(request);
         }
@@ -279,11 +311,15 @@ impl Engine {
                 return;
             }
         }
-        self.counters.dumped(reservation.namespace.layout.payload_bytes() as u64);
+        self.counters
+            .dumped(reservation.namespace.layout.payload_bytes() as u64);
         let engine = self.this.clone();
         let done: CommitDone = Box::new(move |result| {
             if let Some(engine) = engine.upgrade() {
-                engine.counters.commit.record(engine.runtime.clock.now().saturating_duration_since(started));
+                engine
+                    .counters
+                    .commit
+                    .record(engine.runtime.clock.now().saturating_duration_since(started));
                 if let Err(error) = &result {
                     engine.counters.error(error.kind());
                 }
@@ -307,7 +343,9 @@ impl Engine {
             unix_ms,
             checksums,
         );
-        let published = envelope.encode().and_then(|page| reservation.slot.write_descriptor(&page));
+        let published = envelope
+            .encode()
+            .and_then(|page| reservation.slot.write_descriptor(&page));
         match published {
             Ok(()) => self.memory.publish(&reservation.slot),
             Err(_) => self.memory.discard(&reservation.slot),
@@ -321,7 +359,10 @@ fn busy(why: &str) -> Error {
 }
 
 fn finish(request: Parked, refusal: &Error) {
-    let outcomes =
-        request.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Reserved::Refused(refusal.clone()))).collect();
+    let outcomes = request
+        .outcomes
+        .into_iter()
+        .map(|outcome| outcome.unwrap_or_else(|| Reserved::Refused(refusal.clone())))
+        .collect();
     (request.done)(outcomes);
 }

@@ -79,7 +79,10 @@ impl Counters {
         let mut last = self.generation.load(Ordering::Relaxed);
         loop {
             let next = clock.max(last + 1);
-            match self.generation.compare_exchange_weak(last, next, Ordering::Relaxed, Ordering::Relaxed) {
+            match self
+                .generation
+                .compare_exchange_weak(last, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => return next,
                 Err(seen) => last = seen,
             }

@@ -47,7 +47,13 @@ impl Engine {
                 done(Ok(Durability::Memory));
             }
         }
-        let pending = PendingWrite { namespace: namespace.clone(), hash, slot, durability, acknowledge };
+        let pending = PendingWrite {
+            namespace: namespace.clone(),
+            hash,
+            slot,
+            durability,
+            acknowledge,
+        };
         self.enqueue_write(0, pending);
     }
 
@@ -60,7 +66,9 @@ impl Engine {
 
     /// Hands waiting writes to the tier as far as its depth allows.
     fn pump_writes(&self, lower: usize) {
-        let (Some(queue), Some(tier)) = (self.writes.get(lower), self.lower.get(lower)) else { return };
+        let (Some(queue), Some(tier)) = (self.writes.get(lower), self.lower.get(lower)) else {
+            return;
+        };
         let mut batch = Vec::new();
         {
             let mut queue = queue.lock();
@@ -71,7 +79,9 @@ impl Engine {
                 if full && queue.in_flight > 0 {
                     break;
                 }
-                let Some(write) = queue.pending.pop_front() else { break };
+                let Some(write) = queue.pending.pop_front() else {
+                    break;
+                };
                 queue.in_flight += 1;
                 queue.in_flight_bytes += bytes;
                 batch.push(write);
@@ -80,12 +90,21 @@ impl Engine {
         if batch.is_empty() {
             return;
         }
-        let operations = batch.into_iter().map(|write| self.write_operation(lower, write)).collect();
+        let operations = batch
+            .into_iter()
+            .map(|write| self.write_operation(lower, write))
+            .collect();
         tier.submit(operations);
     }
 
     fn write_operation(&self, lower: usize, write: PendingWrite) -> Operation {
-        let PendingWrite { namespace, hash, slot, durability, acknowledge } = write;
+        let PendingWrite {
+            namespace,
+            hash,
+            slot,
+            durability,
+            acknowledge,
+        } = write;
         let (engine, info) = (self.this.clone(), namespace.clone());
         Operation {
             namespace,
@@ -95,7 +114,17 @@ impl Engine {
             buffer: slot,
             completion: Box::new(move |slot, result| {
                 let Some(engine) = engine.upgrade() else { return };
-                engine.written(lower, PendingWrite { namespace: info, hash, slot, durability, acknowledge }, result);
+                engine.written(
+                    lower,
+                    PendingWrite {
+                        namespace: info,
+                        hash,
+                        slot,
+                        durability,
+                        acknowledge,
+                    },
+                    result,
+                );
             }),
         }
     }

@@ -30,7 +30,12 @@ struct Connection {
 pub(super) async fn serve(shared: Arc<Shared>, socket: Arc<UnixStream>, phase: watch::Receiver<Phase>) {
     let outgoing = Outgoing::new(socket.clone(), shared.settings.max_unread_bytes);
     let service = Service::new(shared.engine.clone(), shared.service_settings());
-    let mut connection = Connection { shared, service, outgoing, greeted: false };
+    let mut connection = Connection {
+        shared,
+        service,
+        outgoing,
+        greeted: false,
+    };
     connection.run(&socket, phase).await;
     connection.outgoing.close();
     connection.service.close();
@@ -112,7 +117,9 @@ impl Connection {
             complete = true;
             match Request::decode(header.kind, body) {
                 Ok(request) if self.greeted => self.handle(header, request, draining),
-                Ok(request) => self.greet(header.id, &request).map_err(|error| (header.id, error))?,
+                Ok(request) => self
+                    .greet(header.id, &request)
+                    .map_err(|error| (header.id, error))?,
                 Err(error) if self.greeted => {
                     self.shared.bad_frames.fetch_add(1, Ordering::Relaxed);
                     self.outgoing.answer(header.id, &Answer::error(error));
@@ -124,8 +131,15 @@ impl Connection {
     }
 
     fn greet(&mut self, id: u32, request: &Request<'_>) -> Result<()> {
-        let Request::Hello { protocol, name, process } = request else {
-            return Err(Error::invalid("the first message of a connection must be a hello"));
+        let Request::Hello {
+            protocol,
+            name,
+            process,
+        } = request
+        else {
+            return Err(Error::invalid(
+                "the first message of a connection must be a hello",
+            ));
         };
         if *protocol != u16::from(VERSION) {
             return Err(Error::new(
@@ -147,7 +161,10 @@ impl Connection {
         let outgoing = self.outgoing.clone();
         let reply: Reply = Box::new(move |answer| outgoing.answer(header.id, &answer));
         if draining && begins_work(&request) {
-            return reply(Answer::error(Error::new(ErrorKind::Unavailable, "the daemon is shutting down")));
+            return reply(Answer::error(Error::new(
+                ErrorKind::Unavailable,
+                "the daemon is shutting down",
+            )));
         }
         if request.is_slow() {
             return self.shared.run_slow(self.service.clone(), request, reply);

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use kvstored_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -33,10 +35,14 @@ impl Drop for BoundSocket {
 ///
 /// Fails with `AlreadyExists` when another daemon listens there or the path is something else than a socket.
 pub(super) fn bind_socket(path: &Path) -> Result<BoundSocket> {
-    let failed = |what: &str, error: std::io::Error| Error::from_io(error, what.to_owned()).with("socket", path.display());
-    let address = SocketAddrUnix::new(path)
-        .map_err(|_| Error::invalid("the socket's path is too long for the system").with("socket", path.display()))?;
-    let taken = |why: &str| Error::new(ErrorKind::AlreadyExists, why.to_owned()).with("socket", path.display());
+    let failed = |what: &str, error: std::io::Error| {
+        Error::from_io(error, what.to_owned()).with("socket", path.display())
+    };
+    let address = SocketAddrUnix::new(path).map_err(|_| {
+        Error::invalid("the socket's path is too long for the system").with("socket", path.display())
+    })?;
+    let taken =
+        |why: &str| Error::new(ErrorKind::AlreadyExists, why.to_owned()).with("socket", path.display());
     let lock = lock(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => taken("another daemon listens there"),
         _ => failed("can't lock the socket's path", error),
@@ -57,18 +63,34 @@ pub(super) fn bind_socket(path: &Path) -> Result<BoundSocket> {
     bind(&socket, &address).map_err(system("can't bind the socket"))?;
     listen(&socket, BACKLOG).map_err(system("can't listen on the socket"))?;
     let listener = UnixListener::from(socket);
-    listener.set_nonblocking(true).map_err(|error| failed("can't set the socket up", error))?;
-    Ok(BoundSocket { listener, path: path.to_owned(), _lock: lock })
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| failed("can't set the socket up", error))?;
+    Ok(BoundSocket {
+        listener,
+        path: path.to_owned(),
+        _lock: lock,
+    })
 }
 
 fn new_socket() -> rustix::io::Result<OwnedFd> {
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+    socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
 }
 
 fn lock(path: &Path) -> std::io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(name)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(name)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }

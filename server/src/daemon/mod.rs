@@ -74,7 +74,11 @@ impl Daemon {
             events.shutdown_background();
         };
         let thread = spawner.spawn("kvstored-control", Box::new(body))?;
-        Ok(DaemonHandle { shared, phase, thread: Mutex::new(Some(thread)) })
+        Ok(DaemonHandle {
+            shared,
+            phase,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 }
 
@@ -167,7 +171,10 @@ fn admit(shared: &Shared, stream: UnixStream) -> Option<Arc<UnixStream>> {
     let allowed = allowed(&stream).and_then(|()| {
         let connections = shared.connections.load(Ordering::Relaxed);
         if connections >= shared.settings.max_connections {
-            return Err(Error::new(ErrorKind::Busy, format!("{connections} clients are connected, the most there may be")));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{connections} clients are connected, the most there may be"),
+            ));
         }
         Ok(())
     });
@@ -188,11 +195,15 @@ fn admit(shared: &Shared, stream: UnixStream) -> Option<Arc<UnixStream>> {
 
 /// Only the daemon's own user and root may use its memory.
 fn allowed(socket: &UnixStream) -> Result<()> {
-    let peer = socket_peercred(socket).map_err(|error| Error::from_io(error.into(), "who connects can't be told"))?;
+    let peer = socket_peercred(socket)
+        .map_err(|error| Error::from_io(error.into(), "who connects can't be told"))?;
     if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::PermissionDenied, "the daemon serves its own user alone")
-        .with("user", peer.uid.as_raw())
-        .with("process", peer.pid.as_raw_nonzero()))
+    Err(Error::new(
+        ErrorKind::PermissionDenied,
+        "the daemon serves its own user alone",
+    )
+    .with("user", peer.uid.as_raw())
+    .with("process", peer.pid.as_raw_nonzero()))
 }

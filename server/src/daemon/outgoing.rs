@@ -83,7 +83,10 @@ impl Outgoing {
         }
         if queue.bytes.len() - queue.sent + rest.len() > self.limit {
             drop(queue);
-            tracing::warn!(limit_bytes = self.limit, "client doesn't read its answers; connection closed");
+            tracing::warn!(
+                limit_bytes = self.limit,
+                "client doesn't read its answers; connection closed"
+            );
             return self.close();
         }
         queue.bytes.extend_from_slice(rest);
@@ -105,7 +108,11 @@ impl Outgoing {
         let sent = sendmsg(self.socket.as_fd(), &[IoSlice::new(&frame)], &mut control, flags)
             .map_err(|error| Error::from_io(error.into(), "welcome not sent"))?;
         // nothing was sent before it, so the socket takes it whole
-        if sent == frame.len() { Ok(()) } else { Err(Error::internal("welcome sent in part")) }
+        if sent == frame.len() {
+            Ok(())
+        } else {
+            Err(Error::internal("welcome sent in part"))
+        }
     }
 
     /// Sends what waits, as far as the socket takes it. `false` if some is left.

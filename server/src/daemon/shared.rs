@@ -55,7 +55,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(settings: DaemonSettings, engine: Arc<Engine>, arena: OwnedFd, runtime: Runtime) -> Arc<Self> {
+    pub(super) fn new(
+        settings: DaemonSettings,
+        engine: Arc<Engine>,
+        arena: OwnedFd,
+        runtime: Runtime,
+    ) -> Arc<Self> {
         Arc::new(Self {
             settings,
             tier_names: engine.tier_names(),

@@ -4,15 +4,21 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use kvstored_core::runtime::{Random, SystemRandom};
 use kvstored_core::Durability;
+use kvstored_core::runtime::{Random, SystemRandom};
 use kvstored_tests::blocks::{Blocks, Loaded};
 use kvstored_tests::daemon::Daemon;
 
 use crate::small_layout;
 
-const ARGUMENTS: [&str; 6] =
-    ["--cache-buffer-capacity", "8MiB", "--posix-capacity", "1GiB", "--posix-segment-bytes", "2MiB"];
+const ARGUMENTS: [&str; 6] = [
+    "--cache-buffer-capacity",
+    "8MiB",
+    "--posix-capacity",
+    "1GiB",
+    "--posix-segment-bytes",
+    "2MiB",
+];
 
 /// Every regular file below a directory, in a stable order.
 fn files(directory: &Path) -> Vec<PathBuf> {
@@ -21,7 +27,11 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { found.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                found.push(path)
+            }
         }
     }
     found.sort();
@@ -49,9 +59,20 @@ fn damaged(damage: impl Fn(&[PathBuf], &SystemRandom)) -> usize {
         right = loaded.iter().filter(|loaded| **loaded == Loaded::Right).count();
     }
     // what was lost can be stored again
-    let lost: Vec<u64> = numbers.iter().zip(blocks.lookup(&numbers).unwrap()).filter(|(_, found)| !found).map(|(number, _)| *number).collect();
+    let lost: Vec<u64> = numbers
+        .iter()
+        .zip(blocks.lookup(&numbers).unwrap())
+        .filter(|(_, found)| !found)
+        .map(|(number, _)| *number)
+        .collect();
     blocks.dump(&lost, Durability::Tier).unwrap();
-    assert!(blocks.load(&numbers).unwrap().iter().all(|loaded| *loaded == Loaded::Right));
+    assert!(
+        blocks
+            .load(&numbers)
+            .unwrap()
+            .iter()
+            .all(|loaded| *loaded == Loaded::Right)
+    );
     right
 }
 
@@ -65,7 +86,8 @@ fn flipped_bits_anywhere() {
                 let at = random.next_u64() % length.max(1);
                 let mut byte = [0u8];
                 if file.read_at(&mut byte, at).unwrap() == 1 {
-                    file.write_at(&[byte[0] ^ (1 << (random.next_u64() % 8))], at).unwrap();
+                    file.write_at(&[byte[0] ^ (1 << (random.next_u64() % 8))], at)
+                        .unwrap();
                 }
             }
         }
@@ -76,11 +98,17 @@ fn flipped_bits_anywhere() {
 #[test]
 fn swapped_extents() {
     let right = damaged(|files, random| {
-        for path in files.iter().filter(|path| path.to_string_lossy().contains("segment-")) {
+        for path in files
+            .iter()
+            .filter(|path| path.to_string_lossy().contains("segment-"))
+        {
             let file = fs::File::options().read(true).write(true).open(path).unwrap();
             let pages = file.metadata().unwrap().len() / 4096;
             for _ in 0..10 {
-                let (a, b) = (1 + random.next_u64() % (pages - 1), 1 + random.next_u64() % (pages - 1));
+                let (a, b) = (
+                    1 + random.next_u64() % (pages - 1),
+                    1 + random.next_u64() % (pages - 1),
+                );
                 let (mut first, mut second) = ([0u8; 4096], [0u8; 4096]);
                 file.read_exact_at(&mut first, a * 4096).unwrap();
                 file.read_exact_at(&mut second, b * 4096).unwrap();
@@ -96,12 +124,18 @@ fn swapped_extents() {
 fn truncated_and_zeroed_files() {
     for kind in ["segment-", "journal-", "owner"] {
         damaged(|files, _| {
-            for (index, path) in files.iter().filter(|path| path.to_string_lossy().contains(kind)).enumerate() {
+            for (index, path) in files
+                .iter()
+                .filter(|path| path.to_string_lossy().contains(kind))
+                .enumerate()
+            {
                 let file = fs::File::options().read(true).write(true).open(path).unwrap();
                 let length = file.metadata().unwrap().len();
                 match index % 3 {
                     0 => file.set_len(length / 2).unwrap(),
-                    1 => file.write_all_at(&vec![0u8; (length / 3) as usize], length / 3).unwrap(),
+                    1 => file
+                        .write_all_at(&vec![0u8; (length / 3) as usize], length / 3)
+                        .unwrap(),
                     _ => file.set_len(0).unwrap(),
                 }
             }
@@ -126,6 +160,9 @@ fn a_newer_format_is_refused_with_both_versions() {
     let storage = directory.path().join("storage");
     fs::create_dir(&storage).unwrap();
     fs::write(storage.join("FORMAT"), "kvstored storage 9\n").unwrap();
-    let error = Daemon::start(directory.path(), &storage, &ARGUMENTS).err().unwrap().to_string();
+    let error = Daemon::start(directory.path(), &storage, &ARGUMENTS)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("format 9") && error.contains("reads 1"), "{error}");
 }

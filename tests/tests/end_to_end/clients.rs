@@ -15,7 +15,9 @@ const CHILD_SOCKET: &str = "KVSTORED_TEST_CHILD_SOCKET";
 
 #[test]
 fn child_that_dumps_until_killed() {
-    let Some(socket) = std::env::var_os(CHILD_SOCKET) else { return };
+    let Some(socket) = std::env::var_os(CHILD_SOCKET) else {
+        return;
+    };
     let settings = kvstored_client::ClientSettings::default();
     let runtime = kvstored_core::Runtime::system();
     let client = kvstored_client::Client::connect(socket.as_ref(), settings, runtime).unwrap();
@@ -32,7 +34,14 @@ fn what_a_killed_client_held_is_reclaimed() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let storage = directory.path().join("storage");
     // room for 96 blocks: a leak of a few windows would soon leave none
-    let arguments = ["--pipeline", "Cache|Posix", "--cache-buffer-capacity", "1600KiB", "--posix-capacity", "2GiB"];
+    let arguments = [
+        "--pipeline",
+        "Cache|Posix",
+        "--cache-buffer-capacity",
+        "1600KiB",
+        "--posix-capacity",
+        "2GiB",
+    ];
     let daemon = Daemon::start(directory.path(), &storage, &arguments).unwrap();
     for round in 0..12u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -49,8 +58,19 @@ fn what_a_killed_client_held_is_reclaimed() {
         let blocks = Blocks::open(&client, "survivor", &small_layout()).unwrap();
         let numbers: Vec<u64> = (round * 80..round * 80 + 80).collect();
         let outcomes = blocks.dump(&numbers, Durability::Tier).unwrap();
-        assert!(outcomes.iter().all(|outcome| matches!(outcome, BlockOutcome::Dumped(_))), "{outcomes:?}");
-        assert!(blocks.load(&numbers).unwrap().iter().all(|loaded| *loaded == Loaded::Right));
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| matches!(outcome, BlockOutcome::Dumped(_))),
+            "{outcomes:?}"
+        );
+        assert!(
+            blocks
+                .load(&numbers)
+                .unwrap()
+                .iter()
+                .all(|loaded| *loaded == Loaded::Right)
+        );
     }
 }
 
@@ -76,7 +96,11 @@ fn a_client_outlives_its_daemon() {
         }
         pause(Duration::from_millis(50));
     }
-    assert_eq!(loaded, [Loaded::Right; 3], "the same client goes on with the new daemon");
+    assert_eq!(
+        loaded,
+        [Loaded::Right; 3],
+        "the same client goes on with the new daemon"
+    );
     drop(again);
 }
 
@@ -87,7 +111,10 @@ fn a_block_larger_than_the_cache_is_refused_with_both_sizes() {
     let daemon = Daemon::start(directory.path(), &storage, &["--cache-buffer-capacity", "1MiB"]).unwrap();
     let client = daemon.connect().unwrap();
     let layout = Layout::uniform(1, 1, 4 << 20).unwrap();
-    let error = client.open_namespace(&Identity::default(), &layout).err().unwrap();
+    let error = client
+        .open_namespace(&Identity::default(), &layout)
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(error.to_string().contains("4198400"), "{error}");
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kvstored_client::BlockOutcome;
-use kvstored_core::runtime::{Random, SystemRandom};
 use kvstored_core::Durability;
+use kvstored_core::runtime::{Random, SystemRandom};
 use kvstored_tests::blocks::{Blocks, Loaded};
 use kvstored_tests::daemon::{Daemon, pause};
 
@@ -13,7 +13,10 @@ use crate::small_layout;
 
 /// Rounds in the ordinary test run; `KVSTORED_KILL_ROUNDS` asks for more.
 fn rounds() -> u64 {
-    std::env::var("KVSTORED_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+    std::env::var("KVSTORED_KILL_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(200)
 }
 
 #[test]
@@ -21,7 +24,16 @@ fn acknowledged_dumps_survive_random_kills() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let storage = directory.path().join("storage");
     let random = SystemRandom::seeded(7);
-    let arguments = ["--pipeline", "Cache|Posix", "--cache-buffer-capacity", "16MiB", "--posix-capacity", "8GiB", "--posix-segment-bytes", "4MiB"];
+    let arguments = [
+        "--pipeline",
+        "Cache|Posix",
+        "--cache-buffer-capacity",
+        "16MiB",
+        "--posix-capacity",
+        "8GiB",
+        "--posix-segment-bytes",
+        "4MiB",
+    ];
     let mut acknowledged = BTreeSet::new();
     let mut next = 0u64;
     for round in 0..rounds() {
@@ -37,19 +49,28 @@ fn acknowledged_dumps_survive_random_kills() {
         while !killer.is_finished() {
             let numbers: Vec<u64> = (next..next + 1 + random.next_u64() % 24).collect();
             next += numbers.len() as u64;
-            let Ok(outcomes) = blocks.dump(&numbers, Durability::Tier) else { break };
+            let Ok(outcomes) = blocks.dump(&numbers, Durability::Tier) else {
+                break;
+            };
             for (number, outcome) in numbers.iter().zip(&outcomes) {
                 if matches!(outcome, BlockOutcome::Dumped(level) if *level >= Durability::Tier) {
                     acknowledged.insert(*number);
                 }
             }
-            if outcomes.iter().any(|outcome| matches!(outcome, BlockOutcome::Failed(_))) {
+            if outcomes
+                .iter()
+                .any(|outcome| matches!(outcome, BlockOutcome::Failed(_)))
+            {
                 break;
             }
         }
         killer.join().unwrap();
     }
-    assert!(acknowledged.len() as u64 > rounds(), "only {} dumps were acknowledged", acknowledged.len());
+    assert!(
+        acknowledged.len() as u64 > rounds(),
+        "only {} dumps were acknowledged",
+        acknowledged.len()
+    );
 }
 
 /// Everything acknowledged is found; the newest and a sample of the rest are loaded and compared.
@@ -57,7 +78,12 @@ fn check(blocks: &Blocks<'_>, acknowledged: &BTreeSet<u64>, random: &SystemRando
     let all: Vec<u64> = acknowledged.iter().copied().collect();
     for some in all.chunks(4096) {
         let found = blocks.lookup(some).unwrap();
-        let lost: Vec<&u64> = some.iter().zip(&found).filter(|(_, found)| !**found).map(|(number, _)| number).collect();
+        let lost: Vec<&u64> = some
+            .iter()
+            .zip(&found)
+            .filter(|(_, found)| !**found)
+            .map(|(number, _)| number)
+            .collect();
         assert!(lost.is_empty(), "round {round}: lost {lost:?}");
     }
     let mut sample: Vec<u64> = all.iter().rev().take(150).copied().collect();

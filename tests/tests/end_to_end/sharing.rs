@@ -9,7 +9,14 @@ use kvstored_tests::daemon::{Daemon, pause};
 use crate::small_layout;
 
 const ARGUMENTS: [&str; 8] = [
-    "--pipeline", "Cache|Posix", "--cache-buffer-capacity", "8MiB", "--posix-capacity", "4GiB", "--posix-segment-bytes", "4MiB",
+    "--pipeline",
+    "Cache|Posix",
+    "--cache-buffer-capacity",
+    "8MiB",
+    "--posix-capacity",
+    "4GiB",
+    "--posix-segment-bytes",
+    "4MiB",
 ];
 
 /// Waits until a lookup finds all of them, or a generous deadline passes.
@@ -47,7 +54,10 @@ fn eight_processes_on_one_directory_see_each_others_blocks() {
         let client = daemon.connect().unwrap();
         let blocks = Blocks::open(&client, "shared", &small_layout()).unwrap();
         for writer in 0..8 {
-            assert!(wait_until_seen(&blocks, &own(writer)), "process {reader} doesn't see process {writer}'s blocks");
+            assert!(
+                wait_until_seen(&blocks, &own(writer)),
+                "process {reader} doesn't see process {writer}'s blocks"
+            );
             let loaded = blocks.load(&own(writer)).unwrap();
             assert!(loaded.iter().all(|loaded| *loaded == Loaded::Right), "{loaded:?}");
         }
@@ -56,7 +66,13 @@ fn eight_processes_on_one_directory_see_each_others_blocks() {
     daemons.remove(0).kill();
     let client = daemons[0].connect().unwrap();
     let blocks = Blocks::open(&client, "shared", &small_layout()).unwrap();
-    assert!(blocks.load(&own(0)).unwrap().iter().all(|loaded| *loaded == Loaded::Right));
+    assert!(
+        blocks
+            .load(&own(0))
+            .unwrap()
+            .iter()
+            .all(|loaded| *loaded == Loaded::Right)
+    );
     let again = Daemon::start(directory.path(), &storage, &ARGUMENTS).unwrap();
     let client = again.connect().unwrap();
     let blocks = Blocks::open(&client, "shared", &small_layout()).unwrap();
@@ -76,6 +92,12 @@ fn a_forced_writer_identity_belongs_to_one_process() {
     let first = Daemon::start(directory.path(), &storage, &arguments).unwrap();
     let run = directory.path().join("second");
     std::fs::create_dir(&run).unwrap();
-    let error = Daemon::start(&run, &storage, &arguments).err().unwrap().to_string();
-    assert!(error.contains(identity) && error.contains(&first.process_id().to_string()), "{error}");
+    let error = Daemon::start(&run, &storage, &arguments)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains(identity) && error.contains(&first.process_id().to_string()),
+        "{error}"
+    );
 }

@@ -30,9 +30,8 @@
 //! up for that with an exponent that is one lower.
 
 use core::arch::x86_64::{
-    __m128i, __m256i, _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
-    _mm_extract_epi64, _mm_set_epi64x, _mm_srli_si128, _mm_xor_si128, _mm256_clmulepi64_epi128,
-    _mm256_xor_si256,
+    __m128i, __m256i, _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_extract_epi64,
+    _mm_set_epi64x, _mm_srli_si128, _mm_xor_si128, _mm256_clmulepi64_epi128, _mm256_xor_si256,
 };
 
 /// P without its `x^64` term, reflected.
@@ -76,12 +75,7 @@ const fn quotient_top() -> u64 {
 #[inline]
 #[target_feature(enable = "sse4.1,pclmulqdq")]
 pub(super) fn fold_constants<const DISTANCE: usize>() -> __m128i {
-    let (first, second) = const {
-        (
-            power_of_x(8 * DISTANCE + 64 - 1),
-            power_of_x(8 * DISTANCE - 1),
-        )
-    };
+    let (first, second) = const { (power_of_x(8 * DISTANCE + 64 - 1), power_of_x(8 * DISTANCE - 1)) };
     _mm_set_epi64x(second.cast_signed(), first.cast_signed())
 }
 

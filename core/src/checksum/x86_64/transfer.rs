@@ -40,10 +40,7 @@ pub(super) unsafe fn transfer<const STORE: u8>(destination: *mut u8, source: *co
 /// As for [`transfer`], with 32 in place of 16.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn transfer_pair<const STORE: u8>(
-    destination: *mut u8,
-    source: *const u8,
-) -> __m256i {
+pub(super) unsafe fn transfer_pair<const STORE: u8>(destination: *mut u8, source: *const u8) -> __m256i {
     // SAFETY: the caller vouches for both pointers.
     unsafe {
         let blocks = _mm256_loadu_si256(source.cast());
@@ -74,10 +71,7 @@ pub(super) unsafe fn transfer_word<const STORE: u8, const SIZE: usize>(
     if STORE != READ_ONLY {
         // SAFETY: as above.
         unsafe {
-            destination
-                .wrapping_add(offset)
-                .cast::<[u8; SIZE]>()
-                .write(bytes);
+            destination.wrapping_add(offset).cast::<[u8; SIZE]>().write(bytes);
         };
     }
     word[..SIZE].copy_from_slice(&bytes);

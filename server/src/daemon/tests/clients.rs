@@ -19,14 +19,23 @@ fn blocks_go_through_the_socket_and_the_arena() {
     assert_eq!(client.lookup_on_prefix(&namespace, &hashes(0..30)).unwrap(), 25);
     assert_eq!(client.lookup(&namespace, &hashes(24..26)).unwrap(), [true, false]);
     for order in [LoadOrder::BlockMajor, LoadOrder::ShardMajor] {
-        assert_eq!(loaded(&load(&client, &namespace, &hashes(0..30), 0..3, order)), 25);
+        assert_eq!(
+            loaded(&load(&client, &namespace, &hashes(0..30), 0..3, order)),
+            25
+        );
     }
     // another client finds what the first one stored, also below the cache
     let other = served.client();
     let namespace = open(&other);
     assert_eq!(other.evict(&namespace, &blocks, Some("Cache")).unwrap(), 25);
     let report = load(&other, &namespace, &blocks, 0..3, LoadOrder::ShardMajor);
-    assert!(report.blocks.iter().all(|outcome| matches!(outcome, BlockOutcome::Loaded { tier: 1 })), "{report:?}");
+    assert!(
+        report
+            .blocks
+            .iter()
+            .all(|outcome| matches!(outcome, BlockOutcome::Loaded { tier: 1 })),
+        "{report:?}"
+    );
     assert!(served.rig.eventually(|| served.rig.is_wholly_evictable(64)));
 }
 
@@ -47,11 +56,20 @@ fn several_threads_dump_layerwise_and_whole_and_load_each_others_blocks() {
                         assert_eq!(dumped(&dump(&client, &namespace, &blocks, Durability::Tier)), 6);
                         continue;
                     }
-                    let dump = client.begin_dump(&namespace, blocks.clone(), None, Durability::Tier).unwrap();
-                    for shard in [(round as usize + 1) % 3, (round as usize + 2) % 3, round as usize % 3] {
+                    let dump = client
+                        .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+                        .unwrap();
+                    for shard in [
+                        (round as usize + 1) % 3,
+                        (round as usize + 2) % 3,
+                        round as usize % 3,
+                    ] {
                         let mut memory = Memory::full(&blocks, shard..shard + 1);
                         // SAFETY: the memory outlives the task, which is waited for.
-                        unsafe { dump.put_shard(shard, memory.tensors()) }.unwrap().wait(PATIENCE).unwrap();
+                        unsafe { dump.put_shard(shard, memory.tensors()) }
+                            .unwrap()
+                            .wait(PATIENCE)
+                            .unwrap();
                     }
                     let report = dump.task().wait(PATIENCE).unwrap();
                     assert_eq!(dumped(&report), 6, "{report:?}");
@@ -61,7 +79,11 @@ fn several_threads_dump_layerwise_and_whole_and_load_each_others_blocks() {
     });
     let all: Vec<_> = (0..12).flat_map(|run| hashes(run * 100..run * 100 + 6)).collect();
     std::thread::scope(|scope| {
-        for order in [LoadOrder::BlockMajor, LoadOrder::ShardMajor, LoadOrder::BlockMajor] {
+        for order in [
+            LoadOrder::BlockMajor,
+            LoadOrder::ShardMajor,
+            LoadOrder::BlockMajor,
+        ] {
             let (client, namespace, all) = (&client, &namespace, &all);
             scope.spawn(move || assert_eq!(loaded(&load(client, namespace, all, 0..3, order)), 72));
         }
@@ -83,7 +105,10 @@ fn administrators_are_answered_while_blocks_move() {
     client.drain(PATIENCE).unwrap();
     assert_eq!(client.purge(&namespace.info().namespace).unwrap(), 10);
     let statistics = served.handle.statistics();
-    assert!(statistics.connections > 0 && statistics.bad_frames == 0, "{statistics:?}");
+    assert!(
+        statistics.connections > 0 && statistics.bad_frames == 0,
+        "{statistics:?}"
+    );
 }
 
 #[test]
@@ -91,7 +116,9 @@ fn the_socket_is_private_has_one_owner_and_replaces_a_stale_one() {
     let served = Served::new(4);
     let mode = std::fs::metadata(&served.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let error = serve(&served.rig, DaemonSettings::new(served.path.clone())).err().unwrap();
+    let error = serve(&served.rig, DaemonSettings::new(served.path.clone()))
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.to_string().contains("kvstored.sock"), "{error}");
     served.handle.shutdown(Duration::ZERO);
@@ -103,7 +130,9 @@ fn the_socket_is_private_has_one_owner_and_replaces_a_stale_one() {
     served.client().ping().unwrap();
     drop(again);
     std::fs::write(&served.path, "precious").unwrap();
-    let error = serve(&served.rig, DaemonSettings::new(served.path.clone())).err().unwrap();
+    let error = serve(&served.rig, DaemonSettings::new(served.path.clone()))
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(std::fs::read(&served.path).unwrap(), b"precious");
 }
@@ -113,7 +142,9 @@ fn a_socket_that_others_listen_on_without_our_lock_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("other.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let error = serve(&Rig::new(2), DaemonSettings::new(path.clone())).err().unwrap();
+    let error = serve(&Rig::new(2), DaemonSettings::new(path.clone()))
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(path.exists());
 }
@@ -128,15 +159,30 @@ fn a_client_outlives_its_daemon_and_goes_on_with_the_next() {
     assert_eq!(client.ping().unwrap_err().kind(), ErrorKind::Unavailable);
     let report = load(&client, &namespace, &hashes(0..3), 0..3, LoadOrder::BlockMajor);
     for outcome in report.blocks {
-        assert!(matches!(&outcome, BlockOutcome::Failed(error) if error.kind() == ErrorKind::Unavailable), "{outcome:?}");
+        assert!(
+            matches!(&outcome, BlockOutcome::Failed(error) if error.kind() == ErrorKind::Unavailable),
+            "{outcome:?}"
+        );
     }
     // another engine, another arena, the same path
     let next = Rig::new(16);
     let _handle = serve(&next, DaemonSettings::new(served.path.clone())).unwrap();
     assert!(next.eventually(|| client.ping().is_ok()));
     assert_eq!(client.lookup_on_prefix(&namespace, &hashes(0..3)).unwrap(), 0);
-    assert_eq!(dumped(&dump(&client, &namespace, &hashes(0..3), Durability::Tier)), 3);
-    assert_eq!(loaded(&load(&client, &namespace, &hashes(0..3), 0..3, LoadOrder::BlockMajor)), 3);
+    assert_eq!(
+        dumped(&dump(&client, &namespace, &hashes(0..3), Durability::Tier)),
+        3
+    );
+    assert_eq!(
+        loaded(&load(
+            &client,
+            &namespace,
+            &hashes(0..3),
+            0..3,
+            LoadOrder::BlockMajor
+        )),
+        3
+    );
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvstored_client::{
-    BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport, TensorAddress,
+    BlockOutcome, Client, ClientSettings, DumpRequest, LoadOrder, LoadRequest, NamespaceHandle, TaskReport,
+    TensorAddress,
 };
 
 use super::{Daemon, DaemonHandle, DaemonSettings};
@@ -36,7 +37,12 @@ impl Served {
         let mut settings = DaemonSettings::new(path.clone());
         change(&mut settings);
         let handle = serve(&rig, settings).unwrap();
-        Self { rig, handle, path, _directory: directory }
+        Self {
+            rig,
+            handle,
+            path,
+            _directory: directory,
+        }
     }
 
     fn client(&self) -> Arc<Client> {
@@ -45,5 +51,10 @@ impl Served {
 }
 
 fn serve(rig: &Rig, settings: DaemonSettings) -> kvstored_core::Result<DaemonHandle> {
-    Daemon::start(settings, rig.engine.clone(), rig.cache.arena_fd().unwrap(), rig.runtime.clone())
+    Daemon::start(
+        settings,
+        rig.engine.clone(),
+        rig.cache.arena_fd().unwrap(),
+        rig.runtime.clone(),
+    )
 }

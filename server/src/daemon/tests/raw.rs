@@ -22,14 +22,20 @@ impl RawClient {
 
     pub fn greeted(path: &Path) -> Self {
         let mut client = Self::connect(path);
-        let hello = Request::Hello { protocol: u16::from(VERSION), name: "raw".into(), process: 1 };
+        let hello = Request::Hello {
+            protocol: u16::from(VERSION),
+            name: "raw".into(),
+            process: 1,
+        };
         assert!(matches!(client.ask(&hello), Answer::Welcome { .. }));
         client
     }
 
     pub fn send(&mut self, request: &Request<'_>) -> u32 {
         self.last_id += 1;
-        self.stream.write_all(&request_frame(self.last_id, request).unwrap()).unwrap();
+        self.stream
+            .write_all(&request_frame(self.last_id, request).unwrap())
+            .unwrap();
         self.last_id
     }
 
@@ -52,7 +58,10 @@ impl RawClient {
 
     pub fn open(&mut self) -> u32 {
         let identity = Box::new(super::rig::identity("model"));
-        match self.ask(&Request::OpenNamespace { identity, layout: super::rig::layout() }) {
+        match self.ask(&Request::OpenNamespace {
+            identity,
+            layout: super::rig::layout(),
+        }) {
             Answer::Opened { namespace } => namespace,
             other => panic!("{other:?}"),
         }
