@@ -345,7 +345,7 @@ impl Client {
             let mut session = self.core.sessions.take(deadline)?;
             match call(&mut *session, deadline) {
                 Err(error) if error.kind() == ErrorKind::Unavailable && !session.is_fresh() => {
-                    session.discard()
+                    session.discard();
                 }
                 result => return result,
             }

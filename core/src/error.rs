@@ -164,12 +164,11 @@ impl Error {
     pub fn from_io(error: std::io::Error, message: impl Into<String>) -> Self {
         use std::io::ErrorKind as IoKind;
         let kind = match error.kind() {
-            IoKind::NotFound => ErrorKind::NotFound,
+            IoKind::NotFound | IoKind::StaleNetworkFileHandle => ErrorKind::NotFound,
             IoKind::AlreadyExists => ErrorKind::AlreadyExists,
             IoKind::PermissionDenied | IoKind::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
             IoKind::StorageFull | IoKind::QuotaExceeded => ErrorKind::NoSpace,
             IoKind::TimedOut => ErrorKind::TimedOut,
-            IoKind::StaleNetworkFileHandle => ErrorKind::NotFound,
             IoKind::ConnectionRefused
             | IoKind::ConnectionReset
             | IoKind::ConnectionAborted

@@ -56,6 +56,9 @@ pub struct Runtime {
     pub spawner: Arc<dyn Spawner>,
 }
 
+/// Where a deadline lies that the clock can't express.
+const FAR: Duration = Duration::from_hours(365 * 24);
+
 impl Runtime {
     /// The operating system's clock, randomness and threads.
     pub fn system() -> Self {
@@ -70,7 +73,7 @@ impl Runtime {
     pub fn deadline(&self, timeout: Duration) -> Instant {
         let now = self.clock.now();
         now.checked_add(timeout)
-            .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+            .unwrap_or(now + FAR)
     }
 }
 

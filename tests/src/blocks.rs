@@ -8,7 +8,7 @@ use kvstored_client::{
 };
 use kvstored_core::{BlockHash, Durability, Identity, Layout, Result};
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Numbered blocks of one namespace.
 pub struct Blocks<'a> {

@@ -64,7 +64,7 @@ impl Daemon {
             .map_err(|error| Error::from_io(error, "start kvstored"))?;
         let mut daemon = Self { child, socket, log };
         let runtime = Runtime::system();
-        let deadline = runtime.deadline(Duration::from_secs(60));
+        let deadline = runtime.deadline(Duration::from_mins(1));
         while daemon.connect().and_then(|client| client.ping()).is_err() {
             if let Ok(Some(status)) = daemon.child.try_wait() {
                 return Err(Error::new(

@@ -215,9 +215,9 @@ fn many_threads_leave_the_books_balanced() {
                         .flatten()
                     {
                         if step % 5 == 0 {
-                            cache.discard(&slot)
+                            cache.discard(&slot);
                         } else {
-                            cache.publish(&slot)
+                            cache.publish(&slot);
                         }
                     }
                     drop(pinned);

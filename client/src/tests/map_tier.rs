@@ -65,7 +65,7 @@ impl MapTier {
 }
 
 impl Tier for MapTier {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "Map"
     }
 

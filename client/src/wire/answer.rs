@@ -6,7 +6,7 @@ use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::tier::Durability;
 
 use super::buffer::{Reader, Writer};
-use super::request::{durability_code, durability_from_code};
+use super::namespace::{durability_code, durability_from_code};
 use super::{MAX_JSON_BYTES, MAX_TEXT_BYTES};
 
 /// An error as it travels: its kind and its text.
@@ -203,7 +203,7 @@ impl Answer {
                         }
                         Granted::Present => writer.u8(PRESENT),
                         Granted::Refused(failure) => {
-                            write_failure(writer, failure, message_limit(blocks.len()))?
+                            write_failure(writer, failure, message_limit(blocks.len()))?;
                         }
                     }
                 }

@@ -203,6 +203,17 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
+    /// How many elements an answer may have.
+    pub(super) fn limit(&mut self) -> Result<u32> {
+        let limit = self.u32()?;
+        if limit as usize > MAX_BLOCKS {
+            return Err(Error::invalid(format!(
+                "limit is {limit}; at most {MAX_BLOCKS} is accepted"
+            )));
+        }
+        Ok(limit)
+    }
+
     /// Fails unless `count` elements of at least `element_bytes` can still follow.
     pub(super) fn expect_room(&self, count: usize, element_bytes: usize) -> Result<()> {
         if count.saturating_mul(element_bytes) > self.rest.len() {

@@ -17,6 +17,7 @@
 mod answer;
 mod buffer;
 mod frames;
+mod namespace;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -144,7 +144,7 @@ impl Dumping<'_> {
             };
             match answer {
                 Some(Answer::Reserved(granted)) if granted.len() == window.len() => {
-                    self.fill(window, granted)?
+                    self.fill(window, granted)?;
                 }
                 Some(other) => {
                     self.retry.extend(window);
@@ -225,7 +225,7 @@ impl Dumping<'_> {
                     self.retry.push(index);
                 }
                 (Granted::Refused(failure), None) => {
-                    ended.push((index, BlockOutcome::Failed(failure.into())))
+                    ended.push((index, BlockOutcome::Failed(failure.into())));
                 }
             }
         }

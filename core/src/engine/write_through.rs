@@ -42,10 +42,9 @@ impl Engine {
         done: CommitDone,
     ) {
         let mut acknowledge = Some(done);
-        if (durability == Durability::Memory && self.keeps_memory()) || self.lower.is_empty() {
-            if let Some(done) = acknowledge.take() {
-                done(Ok(Durability::Memory));
-            }
+        let in_memory_is_enough = (durability == Durability::Memory && self.keeps_memory()) || self.lower.is_empty();
+        if in_memory_is_enough && let Some(done) = acknowledge.take() {
+            done(Ok(Durability::Memory));
         }
         let pending = PendingWrite {
             namespace: namespace.clone(),

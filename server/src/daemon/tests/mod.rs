@@ -5,6 +5,7 @@ mod map_tier;
 mod raw;
 #[path = "../../../../client/src/tests/rig.rs"]
 mod rig;
+mod shutdown;
 
 use std::path::PathBuf;
 use std::sync::Arc;
