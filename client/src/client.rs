@@ -22,6 +22,9 @@ use crate::task::{Task, TaskState};
 use crate::wire::{Answer, MAX_BLOCKS, Request};
 use crate::work::{Core, DumpJob, Job, LoadJob};
 
+/// Hashes in one part of a prefix lookup.
+const LOOKUP_PART_BLOCKS: usize = 2048;
+
 /// A client of a daemon or of an engine in this process; for any number of threads at once.
 ///
 /// Where a daemon goes away, calls fail with `Unavailable` and tasks report it per block; later calls connect
@@ -103,13 +106,11 @@ impl Client {
     /// How many blocks at the start of `hashes` are there without a gap.
     pub fn lookup_on_prefix(&self, namespace: &NamespaceHandle, hashes: &[BlockHash]) -> Result<usize> {
         let mut found = 0;
-        for part in hashes.chunks(MAX_BLOCKS) {
-            let here = self.count(namespace, |namespace| Request::LookupOnPrefix {
-                namespace,
-                hashes: part.into(),
-            })?;
-            found += (here as usize).min(part.len());
-            if (here as usize) < part.len() {
+        for run in hashes.chunks(MAX_BLOCKS) {
+            let here =
+                self.ask(|session, deadline| prefix_of_run(session, &namespace.info, run, deadline))?;
+            found += here;
+            if here < run.len() {
                 break;
             }
         }
@@ -390,4 +391,35 @@ impl std::fmt::Debug for Client {
 
 fn tier_index(tier: usize) -> Result<u8> {
     u8::try_from(tier).map_err(|_| Error::invalid(format!("tier index {tier} is outside every pipeline")))
+}
+
+/// Looks a run up in parts: the engine works on the first while the next are on their way.
+fn prefix_of_run(
+    session: &mut dyn Session,
+    info: &Arc<NamespaceInfo>,
+    run: &[BlockHash],
+    deadline: Instant,
+) -> Result<usize> {
+    let namespace = session.namespace(info, deadline)?;
+    let mut tickets = Vec::with_capacity(run.len().div_ceil(LOOKUP_PART_BLOCKS));
+    for part in run.chunks(LOOKUP_PART_BLOCKS) {
+        let hashes = part.into();
+        tickets.push(session.begin(Request::LookupOnPrefix { namespace, hashes }, deadline)?);
+    }
+    let (mut found, mut gap) = (0, false);
+    for (ticket, part) in tickets.into_iter().zip(run.chunks(LOOKUP_PART_BLOCKS)) {
+        let here = match session.finish(ticket, deadline)? {
+            Some(Answer::Count(count)) => (count as usize).min(part.len()),
+            Some(other) => return Err(unexpected(&other)),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    "no answer to a lookup until the deadline",
+                ));
+            }
+        };
+        found += if gap { 0 } else { here };
+        gap |= here < part.len();
+    }
+    Ok(found)
 }

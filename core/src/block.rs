@@ -21,6 +21,12 @@ impl BlockHash {
 
     /// Takes the engine's bytes. Fails with `InvalidInput` outside 16 to 32 bytes.
     pub fn new(bytes: &[u8]) -> Result<Self> {
+        if let Ok(whole) = <[u8; Self::MAX_BYTES]>::try_from(bytes) {
+            return Ok(Self {
+                bytes: whole,
+                length: Self::MAX_BYTES as u8,
+            });
+        }
         if !(Self::MIN_BYTES..=Self::MAX_BYTES).contains(&bytes.len()) {
             return Err(Error::invalid(format!(
                 "a block hash has {} bytes; {} to {} are accepted",

@@ -72,8 +72,7 @@ impl Runtime {
     /// The moment `timeout` from now.
     pub fn deadline(&self, timeout: Duration) -> Instant {
         let now = self.clock.now();
-        now.checked_add(timeout)
-            .unwrap_or(now + FAR)
+        now.checked_add(timeout).unwrap_or(now + FAR)
     }
 }
 

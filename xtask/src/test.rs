@@ -118,8 +118,8 @@ fn without_colours(line: &str) -> String {
 }
 
 fn tests(workspace: &Workspace, counts: &Counts) -> Outcome {
-    // the end-to-end tests run this very binary, which a test build alone doesn't bring up to date
-    process::run(cargo(workspace).args(["build", "--package", "kvstored"]))?;
+    // the end-to-end tests run this very binary; with the workspace's features, so that nothing is built twice
+    process::run(cargo(workspace).args(["build", "--workspace", "--bins"]))?;
     let mut command = cargo(workspace);
     let nextest = process::succeeds(cargo(workspace).args(["nextest", "--version"]));
     if nextest {
@@ -142,7 +142,8 @@ fn doc_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
 }
 
 fn benches(workspace: &Workspace) -> Outcome {
-    process::run(cargo(workspace).args(["bench", "--package", "kvstored-benches", "--", "--test"]))
+    // in the tests' own profile, which is built already; `cargo bench` measures
+    process::run(cargo(workspace).args(["test", "--workspace", "--bench", "*"]))
 }
 
 fn cargo(workspace: &Workspace) -> Command {

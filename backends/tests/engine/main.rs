@@ -1,4 +1,5 @@
 //! The engine over the cache tier and a scripted tier below it.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests
 
 mod scripted;
 

@@ -243,7 +243,12 @@ impl<'a> Reader<'a> {
         }
         check_hash_length(uniform)?;
         let bytes = self.raw(count * uniform)?;
-        bytes.chunks_exact(uniform).map(BlockHash::new).collect()
+        // collecting results would grow step by step, and these may be a quarter of a megabyte
+        let mut hashes = Vec::with_capacity(count);
+        for hash in bytes.chunks_exact(uniform) {
+            hashes.push(BlockHash::new(hash)?);
+        }
+        Ok(hashes)
     }
 
     fn hash(&mut self, length: usize) -> Result<BlockHash> {

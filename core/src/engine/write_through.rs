@@ -42,7 +42,8 @@ impl Engine {
         done: CommitDone,
     ) {
         let mut acknowledge = Some(done);
-        let in_memory_is_enough = (durability == Durability::Memory && self.keeps_memory()) || self.lower.is_empty();
+        let in_memory_is_enough =
+            (durability == Durability::Memory && self.keeps_memory()) || self.lower.is_empty();
         if in_memory_is_enough && let Some(done) = acknowledge.take() {
             done(Ok(Durability::Memory));
         }

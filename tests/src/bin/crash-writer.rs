@@ -57,7 +57,13 @@ fn write(socket: &Path, round: u64, seed: u64) -> Result<()> {
         let mut lines = String::new();
         for (number, outcome) in numbers.iter().zip(&outcomes) {
             if let BlockOutcome::Dumped(level) = outcome {
-                lines.extend(["acknowledged ", &number.to_string(), " ", level_name(*level), "\n"]);
+                lines.extend([
+                    "acknowledged ",
+                    &number.to_string(),
+                    " ",
+                    level_name(*level),
+                    "\n",
+                ]);
             }
         }
         say(&lines);

@@ -42,6 +42,7 @@ fn acknowledged_dumps_survive_random_kills() {
         let blocks = Blocks::open(&client, "kills", &small_layout()).unwrap();
         check(&blocks, &acknowledged, &random, round);
         let lifetime = Duration::from_millis(random.next_u64() % 60);
+        #[allow(clippy::disallowed_methods)] // nothing is simulated here
         let killer = std::thread::spawn(move || {
             pause(lifetime);
             daemon.kill();

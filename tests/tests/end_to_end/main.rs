@@ -1,4 +1,5 @@
 //! End-to-end tests: real daemons, real files, real kills.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests
 
 mod bad_files;
 mod clients;
