@@ -1,7 +1,8 @@
 //! Arenas registered with the ring, so that the kernel needn't look up and pin their pages for every request.
 //!
-//! An arena is registered in chunks, when a request first touches one. The table holds the arena, so its
-//! memory outlives the registration; arenas that nobody else holds any more are dropped when another arena is
+//! An arena is registered in chunks, each once as many bytes were moved through it as it has. By then its pages are
+//! there: registering memory that was never touched would fault all of it in at once, for up to a second, with every
+//! request waiting. The table holds the arena, so its memory outlives the registration; arenas that nobody else holds any more are dropped when another arena is
 //! met. Whatever can't be registered is read and written the plain way.
 #![allow(unsafe_code)]
 
@@ -14,7 +15,10 @@ use kvstored_core::Arena;
 
 /// Bytes of a chunk: small enough that registering one is no long pause, large enough that few requests cross
 /// a border. Tests have small chunks, so that their small arenas have borders.
-const CHUNK_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
+const CHUNK_BYTES: usize = if cfg!(test) { 1 << 20 } else { 128 << 20 };
+
+/// Bytes that are moved the plain way through a chunk before it's registered.
+const WARMING_BYTES: usize = if cfg!(test) { 0 } else { CHUNK_BYTES };
 
 /// Places in the ring's table of buffers.
 const TABLE_ENTRIES: u16 = 4096;
@@ -23,6 +27,8 @@ struct RegisteredArena {
     arena: Arc<Arena>,
     /// Chunk number to place in the table.
     chunks: HashMap<usize, u16>,
+    /// Bytes moved so far through chunks that aren't registered.
+    warming: HashMap<usize, usize>,
 }
 
 /// The ring's table of buffers.
@@ -68,26 +74,28 @@ impl RegisteredBuffers {
             return None;
         }
         let identity = Arc::as_ptr(arena) as usize;
-        match self.arenas.get(&identity) {
-            Some(known) => {
-                if let Some(place) = known.chunks.get(&chunk) {
-                    return Some(*place);
-                }
-            }
-            None => self.drop_unused(submitter),
+        if !self.arenas.contains_key(&identity) {
+            self.drop_unused(submitter);
         }
         if self.refused {
+            return self.arenas.get(&identity)?.chunks.get(&chunk).copied();
+        }
+        let known = self.arenas.entry(identity).or_insert_with(|| RegisteredArena {
+            arena: Arc::clone(arena),
+            chunks: HashMap::new(),
+            warming: HashMap::new(),
+        });
+        if let Some(place) = known.chunks.get(&chunk) {
+            return Some(*place);
+        }
+        let moved = known.warming.entry(chunk).or_default();
+        *moved += length;
+        if *moved <= WARMING_BYTES {
             return None;
         }
+        known.warming.remove(&chunk);
         let place = self.register(submitter, arena, chunk)?;
-        self.arenas
-            .entry(identity)
-            .or_insert_with(|| RegisteredArena {
-                arena: Arc::clone(arena),
-                chunks: HashMap::new(),
-            })
-            .chunks
-            .insert(chunk, place);
+        self.arenas.get_mut(&identity)?.chunks.insert(chunk, place);
         Some(place)
     }
 
