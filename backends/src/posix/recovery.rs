@@ -234,16 +234,15 @@ impl Recovery<'_> {
             },
         };
         let (mut entries, mut end) = (Vec::new(), 1u64);
+        let mut known = BTreeMap::new();
         for block in state
             .into_iter()
             .flat_map(|state| state.stored.values().chain(&state.removed))
         {
-            let image_pages = self
-                .replay
-                .namespaces
-                .get(&block.ordinal)
-                .map_or(1, |shape| shape.image_pages);
-            end = end.max(u64::from(block.page) + u64::from(image_pages));
+            let shape = self.replay.namespaces.get(&block.ordinal);
+            let image_pages = shape.map_or(1, |shape| u64::from(shape.image_pages));
+            known.insert(u64::from(block.page), image_pages);
+            end = end.max(u64::from(block.page) + image_pages);
         }
         for block in state.into_iter().flat_map(|state| state.stored.values()) {
             let Some(shape) = self.replay.namespaces.get(&block.ordinal) else {
@@ -267,8 +266,14 @@ impl Recovery<'_> {
             }
         }
         let next = read_at(&file, end * PAGE, MAGIC.len()).map_err(wrong)?;
-        if !self.same_boot || self.torn || state.is_none() || next == MAGIC {
-            end = self.scan(&file, end, pages, &mut entries).map_err(wrong)?;
+        if !self.same_boot || self.torn || state.is_none() {
+            // blocks are recorded as their writes end, so a lost record's block may lie before known ones
+            let last = self.scan(&file, 1, pages, &known, &mut entries).map_err(wrong)?;
+            end = end.max(last);
+        } else if next == MAGIC {
+            end = self
+                .scan(&file, end, pages, &known, &mut entries)
+                .map_err(wrong)?;
         }
         entries.retain(|entry| {
             let bound = self
@@ -319,8 +324,16 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    /// Looks for whole images behind the known ones; returns where the last one ends.
-    fn scan(&mut self, file: &File, from: u64, pages: u64, entries: &mut Vec<Entry>) -> std::io::Result<u64> {
+    /// Looks for whole images between and behind the known ones (first page to pages); returns where the last one
+    /// found ends.
+    fn scan(
+        &mut self,
+        file: &File,
+        from: u64,
+        pages: u64,
+        known: &BTreeMap<u64, u64>,
+        entries: &mut Vec<Entry>,
+    ) -> std::io::Result<u64> {
         let (mut page, mut end) = (from, from);
         while page < pages {
             // unwritten space is skipped where the file system can tell
@@ -329,7 +342,17 @@ impl Recovery<'_> {
                 Err(rustix::io::Errno::NXIO) => break,
                 Err(_) => {}
             }
-            let window = SCAN_PAGES.min(pages.saturating_sub(page));
+            if let Some((start, length)) = known.range(..=page).next_back()
+                && start + length > page
+            {
+                page = start + length;
+                continue;
+            }
+            let border = known
+                .range(page..)
+                .next()
+                .map_or(pages, |(start, _)| (*start).min(pages));
+            let window = SCAN_PAGES.min(border.saturating_sub(page));
             let bytes = read_at(file, page * PAGE, window as usize * PAGE_BYTES)?;
             let mut step = window.max(1);
             for (index, descriptor) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
@@ -342,10 +365,9 @@ impl Recovery<'_> {
                 let at = page + index as u64;
                 let image_pages = (envelope.image_bytes / PAGE).max(1);
                 // the descriptor is right about the extent's length even where the payload is torn
-                step = index as u64 + image_pages;
-                if at + image_pages <= pages
-                    && let Some(entry) = self.scanned(file, at as u32, &envelope)
-                {
+                let fits = at + image_pages <= border;
+                step = index as u64 + if fits { image_pages } else { 1 };
+                if fits && let Some(entry) = self.scanned(file, at as u32, &envelope) {
                     self.last_generation = self.last_generation.max(entry.generation);
                     entries.push(entry);
                     end = at + image_pages;
