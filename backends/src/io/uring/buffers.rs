@@ -18,7 +18,7 @@ use kvstored_core::Arena;
 const CHUNK_BYTES: usize = if cfg!(test) { 1 << 20 } else { 128 << 20 };
 
 /// Bytes that are moved the plain way through a chunk before it's registered.
-const WARMING_BYTES: usize = if cfg!(test) { 0 } else { CHUNK_BYTES };
+const WARMING_BYTES: usize = if cfg!(test) { 1 } else { CHUNK_BYTES };
 
 /// Places in the ring's table of buffers.
 const TABLE_ENTRIES: u16 = 4096;
