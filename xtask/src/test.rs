@@ -85,7 +85,8 @@ fn summary(line: &str) -> Option<(u64, u64)> {
             .or_else(|| rest.split_once("test run:"))?
             .1
     } else {
-        text.strip_prefix("test result: ")?.split_once(". ")?.1
+        // not trimmed: nextest shows a failed test's own summary, indented
+        plain.strip_prefix("test result: ")?.split_once(". ")?.1
     };
     let mut sums = (0, 0);
     for part in counts.split([',', ';']) {
@@ -192,6 +193,7 @@ mod tests {
             "57 passed",
             "test tests::summary ... ok",
             "PASS [ 0.1s] crate test::passed",
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.31s",
             "Summary of it all",
         ] {
             assert_eq!(summary(line), None, "{line}");
