@@ -1,8 +1,7 @@
-//! The kvstored binary's parts: configuration, daemon, HTTP admin, and tools.
+//! The kvstored binary's parts: serving, HTTP admin, and tools.
 
-pub mod config;
+pub mod check_config;
 pub mod ctl;
-pub mod daemon;
 pub mod http;
 pub mod output;
 pub mod serve;

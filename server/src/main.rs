@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvstored::config::{CheckArguments, Environment, ServeArguments};
+use kvstored::check_config::{CheckArguments, check_config};
 use kvstored::ctl::CtlArguments;
-use kvstored::{config, ctl, output, serve, tools};
+use kvstored::{ctl, output, serve, tools};
+use kvstored_host::config::{self, Environment, ServeArguments};
 
 /// A store of KV cache blocks for LLM engines: serves local clients over tiers of memory and storage.
 ///
@@ -62,7 +63,7 @@ fn run_tool(command: Command, environment: &Environment) -> kvstored_core::Resul
         Command::Replay(arguments) => tools::replay::run(arguments),
         Command::Bench(arguments) => tools::bench::run(arguments),
         Command::Trace(arguments) => tools::trace::run(arguments),
-        Command::CheckConfig(arguments) => config::check_config(&arguments, environment),
+        Command::CheckConfig(arguments) => check_config(&arguments, environment),
         Command::ConfigSchema => output::emit_json(&config::schema()).map(|()| ExitCode::SUCCESS),
     }
 }

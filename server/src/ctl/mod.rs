@@ -15,7 +15,7 @@ use std::time::Duration;
 use kvstored_client::{Client, ClientSettings};
 use kvstored_core::{Error, ErrorKind, Namespace, Result, Runtime};
 
-use crate::config::Environment;
+use kvstored_host::config::Environment;
 
 /// Exit code when no daemon answers.
 const UNREACHABLE_EXIT: u8 = 3;

@@ -7,7 +7,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogFormat;
+use kvstored_host::config::LogFormat;
 
 /// Starts logging. A second call changes nothing.
 pub fn start(format: LogFormat, level: &str) {

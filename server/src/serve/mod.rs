@@ -1,24 +1,21 @@
 //! `kvstored serve`: builds the engine, serves clients and HTTP, and stops in order when told to.
 
-mod build;
 mod logging;
 mod signals;
 mod supervisor;
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::size::format_bytes;
-use kvstored_core::{Error, ErrorKind, Result, Runtime};
+use kvstored_core::{Error, Result, Runtime};
 
-use crate::config::{Environment, Loaded, ServeArguments, ServeSettings, load};
-use crate::daemon::{Daemon, DaemonHandle, DaemonSettings};
 use crate::http::{AdminState, HttpServer, Parts, Phase};
+use kvstored_host::config::{Environment, Loaded, ServeArguments, ServeSettings, load};
+use kvstored_host::daemon::{Daemon, DaemonHandle, DaemonSettings, prepare_socket_directory};
+use kvstored_host::{BuiltEngine, build};
 
-pub use build::{BuiltEngine, build, build_engine};
 pub use logging::start_for_tool;
 
 /// Serves until told to stop. The exit code is 1 when what was accepted couldn't all be written in time.
@@ -141,44 +138,3 @@ fn stop(built: &BuiltEngine, daemon: &DaemonHandle, timeout: Duration, runtime: 
     built.engine.shutdown();
     drained
 }
-
-/// Makes the directory of the socket where it's missing, for its owner alone. One below a directory that everybody may
-/// write to has to be ours already.
-fn prepare_socket_directory(socket: &Path) -> Result<()> {
-    let Some(directory) = socket
-        .parent()
-        .filter(|directory| !directory.as_os_str().is_empty())
-    else {
-        return Ok(());
-    };
-    let failed = |error: std::io::Error, what: &str| {
-        Error::from_io(error, format!("the socket's directory {what}")).with("directory", directory.display())
-    };
-    let created = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory);
-    created.map_err(|error| failed(error, "can't be created"))?;
-    let shared = directory
-        .parent()
-        .is_some_and(|above| std::fs::metadata(above).is_ok_and(|metadata| metadata.mode() & 0o002 != 0));
-    if !shared {
-        return Ok(());
-    }
-    let metadata =
-        std::fs::symlink_metadata(directory).map_err(|error| failed(error, "can't be examined"))?;
-    let ours = metadata.is_dir()
-        && metadata.uid() == rustix::process::geteuid().as_raw()
-        && metadata.mode() & 0o022 == 0;
-    if ours {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::PermissionDenied,
-        "the socket's directory lies where everybody may write, and it's somebody else's or open to others",
-    )
-    .with("directory", directory.display()))
-}
-
-#[cfg(test)]
-mod tests;

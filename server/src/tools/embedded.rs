@@ -8,7 +8,7 @@ use kvstored_client::{Client, ClientSettings};
 use kvstored_core::eviction::PolicyKind;
 use kvstored_core::{Engine, Pipeline, Result, Runtime};
 
-use crate::config::{
+use kvstored_host::config::{
     self, ByteSize, Directories, Environment, HttpAddress, Policy, ServeArguments, ServeOptions,
     ServeSettings, Word,
 };
@@ -62,7 +62,7 @@ pub struct Embedded {
 impl Embedded {
     /// Builds the engine as `serve` would.
     pub fn open(settings: EmbeddedSettings, client: ClientSettings, runtime: &Runtime) -> Result<Self> {
-        let engine = crate::serve::build_engine(&settings.resolve()?, runtime.clone())?;
+        let engine = kvstored_host::build_engine(&settings.resolve()?, runtime.clone())?;
         let client = Arc::new(Client::embedded(engine.clone(), client, runtime.clone())?);
         Ok(Self {
             engine,

@@ -20,8 +20,8 @@ use tempfile::TempDir;
 
 use super::embedded::{Embedded, EmbeddedSettings};
 use super::{progress, report, trace::TraceReader};
-use crate::config::{Directories, Policy, Word};
 use crate::output::{emit, emit_json};
+use kvstored_host::config::{Directories, Policy, Word};
 
 pub use results::{ReplayResults, Tally};
 pub use runner::{ReplaySettings, replay};

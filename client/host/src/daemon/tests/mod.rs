@@ -1,9 +1,9 @@
 mod clients;
 mod faults;
-#[path = "../../../../client/src/tests/map_tier.rs"]
+#[path = "../../../../src/tests/map_tier.rs"]
 mod map_tier;
 mod raw;
-#[path = "../../../../client/src/tests/rig.rs"]
+#[path = "../../../../src/tests/rig.rs"]
 mod rig;
 mod shutdown;
 

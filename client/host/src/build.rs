@@ -132,3 +132,6 @@ fn prepare_storage(directory: &Path) -> Result<()> {
     access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|error| failed(error.into(), "can't be written"))
 }
+
+#[cfg(test)]
+mod tests;

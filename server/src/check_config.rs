@@ -4,14 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kvstored_core::Result;
+use kvstored_host::config::{Environment, FileReport, Problem, ServeOptions, ServeSettings, Severity};
 use serde_json::json;
 
 use crate::output::{emit, emit_json};
-
-use super::environment::Environment;
-use super::file::{FileReport, Problem, Severity};
-use super::options::ServeOptions;
-use super::settings::ServeSettings;
 
 /// Arguments of `kvstored check-config`.
 #[derive(Clone, Debug, clap::Args)]

@@ -298,6 +298,8 @@ metrics_config_path: /etc/metrics.yaml
         );
         let report = FileReport::parse(text).unwrap();
         assert_eq!(report.block_bytes, Some(8_388_608));
+        assert_eq!(report.ucm_keys["use_layerwise"], true);
+        assert_eq!(report.ucm_keys["timeout_ms"], 30_000);
         assert_eq!(
             report.remarks.len(),
             NO_EFFECT.len(),

@@ -3,7 +3,6 @@
 //! Flags and keys of the file are one list ([`ServeOptions`]); a file of UCM is translated into it ([`ucm`]). Unknown keys
 //! are warned of at start-up and fail in `check-config`; wrong values fail in both.
 
-mod check;
 mod environment;
 pub mod file;
 mod options;
@@ -23,7 +22,6 @@ use kvstored_core::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use check::{CheckArguments, check_config};
 pub use environment::Environment;
 pub use file::{FileReport, Problem, Remark, Severity};
 pub use options::ServeOptions;

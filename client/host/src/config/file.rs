@@ -72,6 +72,8 @@ pub struct FileReport {
     pub problems: Vec<Problem>,
     /// Keys that are accepted but change nothing, or mean something a little different here.
     pub remarks: Vec<Remark>,
+    /// UCM's keys that could be used, by their plain names: some concern the engine's connector, which asks for them.
+    pub ucm_keys: Map<String, Value>,
     lines: Vec<(String, u64)>,
 }
 
@@ -117,6 +119,7 @@ impl FileReport {
                 report.unknown(key.clone(), key, *line, node, &known, belongs);
             }
         }
+        report.ucm_keys.extend(theirs.accepted);
         // a key of ours says more exactly what is wanted than one that was written for another program
         report.options = ours.finish().over(adopted);
         Ok(report)
@@ -214,6 +217,7 @@ impl FileReport {
                 self.unknown(format!("{path}.{key}"), key, *line, value, &known, belongs);
             }
         }
+        self.ucm_keys.extend(section.accepted.clone());
         section.finish()
     }
 

@@ -1,7 +1,5 @@
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
-use crate::config::{Directories, FileReport, ServeOptions, Word};
+use crate::config::{Directories, Environment, FileReport, ServeOptions, Word};
 
 fn settings(pipeline: &str, directory: &Path) -> ServeSettings {
     let options = ServeOptions {
@@ -49,34 +47,5 @@ fn a_storage_directory_that_cannot_be_used_is_named() {
     assert!(
         error.to_string().contains(&storage.display().to_string()),
         "{error}"
-    );
-}
-
-#[test]
-fn the_sockets_directory_is_made_private() {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("run/kvstored.sock");
-    prepare_socket_directory(&socket).unwrap();
-    let mode = std::fs::metadata(socket.parent().unwrap()).unwrap().mode();
-    assert_eq!(mode & 0o777, 0o700);
-    prepare_socket_directory(&socket).unwrap();
-}
-
-#[test]
-fn a_directory_that_others_may_change_is_refused_in_a_shared_place() {
-    let directory = tempfile::tempdir().unwrap();
-    let open =
-        |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    open(directory.path(), 0o777);
-    let below = directory.path().join("run");
-    prepare_socket_directory(&below.join("kvstored.sock")).unwrap();
-    open(&below, 0o777);
-    let error = prepare_socket_directory(&below.join("kvstored.sock")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
-    std::fs::remove_dir(&below).unwrap();
-    std::os::unix::fs::symlink("/", &below).unwrap();
-    assert!(
-        prepare_socket_directory(&below.join("kvstored.sock")).is_err(),
-        "a link could lead anywhere"
     );
 }

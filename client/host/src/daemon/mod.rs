@@ -9,6 +9,7 @@ mod listener;
 mod outgoing;
 mod settings;
 mod shared;
+mod socket_directory;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 
 pub use settings::DaemonSettings;
 pub use shared::DaemonStatistics;
+pub use socket_directory::prepare_socket_directory;
 
 use listener::BoundSocket;
 use shared::{Phase, Shared};
