@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
 use kvstored_core::engine::{Engine, EngineStatistics, VerifyReport};
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::events::Events;
 use kvstored_core::identity::Identity;
 use kvstored_core::layout::Layout;
 use kvstored_core::runtime::Runtime;
@@ -16,21 +17,18 @@ use crate::admin::NamespaceRow;
 use crate::copy::CopyPlan;
 use crate::dump_session::DumpSession;
 use crate::request::{DumpRequest, LoadRequest, NamespaceHandle};
-use crate::session::{Session, Source, unexpected};
+use crate::session::{Session, Source, Until, unexpected};
 use crate::settings::ClientSettings;
 use crate::task::{Task, TaskState};
-use crate::wire::{Answer, MAX_BLOCKS, Request};
+use crate::wire::{Answer, MAX_BLOCKS, MAX_EVENTS, Request};
 use crate::work::{Core, DumpJob, Job, LoadJob};
-
-/// Hashes in one part of a prefix lookup.
-const LOOKUP_PART_BLOCKS: usize = 2048;
 
 /// A client of a daemon or of an engine in this process; for any number of threads at once.
 ///
 /// Where a daemon goes away, calls fail with `Unavailable` and tasks report it per block; later calls connect
 /// anew. Dropping the client ends its tasks as cancelled.
 pub struct Client {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     tier_names: Vec<String>,
     arena_bytes: usize,
 }
@@ -49,14 +47,14 @@ impl Client {
     }
 
     fn start(source: Source, settings: ClientSettings, runtime: Runtime) -> Result<Self> {
-        let deadline = runtime.deadline(settings.timeout);
+        let until = Until::Moment(runtime.deadline(settings.timeout));
         let core = Core::start(source, settings, runtime)?;
         let mut client = Self {
             core,
             tier_names: Vec::new(),
             arena_bytes: 0,
         };
-        let session = client.core.sessions.take(deadline)?;
+        let session = client.core.sessions.take(until)?;
         client.tier_names = session.tier_names().to_vec();
         client.arena_bytes = session.arena().length();
         Ok(client)
@@ -70,64 +68,29 @@ impl Client {
     /// Opens a namespace; idempotent. Fails with `InvalidInput`, `TooLarge` or `Mismatch`.
     pub fn open_namespace(&self, identity: &Identity, layout: &Layout) -> Result<NamespaceHandle> {
         let info = Arc::new(NamespaceInfo::new(identity.clone(), layout.clone())?);
-        self.ask(|session, deadline| session.namespace(&info, deadline).map(drop))?;
+        self.ask(|session, until| session.namespace(&info, until).map(drop))?;
         Ok(NamespaceHandle { info })
     }
 
     /// The smallest round trip.
     pub fn ping(&self) -> Result<()> {
-        self.ask(|session, deadline| match session.call(Request::Ping, deadline)? {
+        self.ask(|session, until| match session.call(Request::Ping, until)? {
             Answer::Pong => Ok(()),
             other => Err(unexpected(&other)),
         })
     }
 
-    /// Which blocks some tier has. A hit may still turn out to be a miss at the load.
-    pub fn lookup(&self, namespace: &NamespaceHandle, hashes: &[BlockHash]) -> Result<Vec<bool>> {
-        let mut all = Vec::with_capacity(hashes.len());
-        for part in hashes.chunks(MAX_BLOCKS) {
-            all.extend(self.ask(|session, deadline| {
-                let namespace = session.namespace(&namespace.info, deadline)?;
-                match session.call(
-                    Request::Lookup {
-                        namespace,
-                        hashes: part.into(),
-                    },
-                    deadline,
-                )? {
-                    Answer::Present(present) if present.len() == part.len() => Ok(present),
-                    other => Err(unexpected(&other)),
-                }
-            })?);
-        }
-        Ok(all)
-    }
-
-    /// How many blocks at the start of `hashes` are there without a gap.
-    pub fn lookup_on_prefix(&self, namespace: &NamespaceHandle, hashes: &[BlockHash]) -> Result<usize> {
-        let mut found = 0;
-        for run in hashes.chunks(MAX_BLOCKS) {
-            let here =
-                self.ask(|session, deadline| prefix_of_run(session, &namespace.info, run, deadline))?;
-            found += here;
-            if here < run.len() {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
     /// Brings blocks into the first tier ahead of use; returns at once.
     pub fn prefetch(&self, namespace: &NamespaceHandle, hashes: &[BlockHash]) -> Result<()> {
         for part in hashes.chunks(MAX_BLOCKS) {
-            self.ask(|session, deadline| {
-                let namespace = session.namespace(&namespace.info, deadline)?;
+            self.ask(|session, until| {
+                let namespace = session.namespace(&namespace.info, until)?;
                 match session.call(
                     Request::Prefetch {
                         namespace,
                         hashes: part.into(),
                     },
-                    deadline,
+                    until,
                 )? {
                     Answer::Done => Ok(()),
                     other => Err(unexpected(&other)),
@@ -167,7 +130,7 @@ impl Client {
                 order,
                 self.arena_bytes,
             );
-            self.core.queue.push(Job::Load(Arc::new(job)))?;
+            self.core.push(Job::Load(Arc::new(job)))?;
         }
         Ok(Task { state })
     }
@@ -194,23 +157,26 @@ impl Client {
         let state = self.task(hashes.len(), shards, timeout);
         if !hashes.is_empty() {
             let job = DumpJob::new(&self.core, state.clone(), info, hashes, parent, plan, durability);
-            self.core.queue.push(Job::Dump(Arc::new(job)))?;
+            self.core.push(Job::Dump(Arc::new(job)))?;
         }
         Ok(Task { state })
     }
 
     /// Reserves slots for a run of blocks whose shards will be put one after the other, in any order.
     ///
-    /// Waits for room until the client's timeout; blocks without room end as failed with `Busy`. Fails with
-    /// `Busy` when too many dumps are under way.
+    /// Takes no longer than `timeout` (the client's timeout without), whatever state the daemon is in: blocks that
+    /// find no room by then end as failed with `Busy`. Fails with `TimedOut` when the daemon hasn't answered by then,
+    /// with `Busy` when too many dumps are under way, and with `Unavailable` when nobody answers at all. The dump
+    /// that was begun has the client's timeout, anew with each shard.
     pub fn begin_dump(
         &self,
         namespace: &NamespaceHandle,
         hashes: Vec<BlockHash>,
         parent: Option<BlockHash>,
         durability: Durability,
+        timeout: Option<Duration>,
     ) -> Result<DumpSession> {
-        let task = self.task(hashes.len(), 0..0, None);
+        let task = self.task(hashes.len(), 0..0, timeout);
         DumpSession::begin(&self.core, &namespace.info, &hashes, parent, durability, task)
     }
 
@@ -234,12 +200,12 @@ impl Client {
 
     /// Forgets a namespace in every tier, also for later restarts. Returns how many blocks were dropped.
     pub fn purge(&self, namespace: &Namespace) -> Result<u64> {
-        self.ask(|session, deadline| {
+        self.ask(|session, until| {
             match session.call(
                 Request::Purge {
                     namespace: *namespace,
                 },
-                deadline,
+                until,
             )? {
                 Answer::Count(count) => Ok(count),
                 other => Err(unexpected(&other)),
@@ -279,12 +245,10 @@ impl Client {
             after: after.copied(),
             limit: limit.min(MAX_BLOCKS) as u32,
         };
-        self.ask(
-            |session, deadline| match session.call(request.clone(), deadline)? {
-                Answer::Keys(keys) => Ok(keys),
-                other => Err(unexpected(&other)),
-            },
-        )
+        self.ask(|session, until| match session.call(request.clone(), until)? {
+            Answer::Keys(keys) => Ok(keys),
+            other => Err(unexpected(&other)),
+        })
     }
 
     /// Reads and checks up to `limit` blocks of a tier behind `after`, payload and all. Returns what was found and
@@ -302,9 +266,23 @@ impl Client {
             after: after.copied(),
             limit: limit.min(MAX_BLOCKS) as u32,
         };
+        self.ask(|session, until| match session.call(request.clone(), until)? {
+            Answer::Verified { report, after } => Ok((report, after)),
+            other => Err(unexpected(&other)),
+        })
+    }
+
+    /// Up to `limit` events (8,192 at most) after the one numbered `after`, which is 0 at first and then the last
+    /// answer's `next`: which blocks became visible in each tier, and which left it. Returns at once.
+    ///
+    /// The first call by anybody switches recording on in the engine, and from then on nothing is missed but what
+    /// [`Events::lost`] tells of: more than 65,536 events between two calls, more than about a minute between them, or
+    /// another run of the engine. What was there before that call can be listed after it. A purge tells of each block.
+    pub fn take_events(&self, after: u64, limit: usize) -> Result<Events> {
+        let limit = limit.min(MAX_EVENTS) as u32;
         self.ask(
-            |session, deadline| match session.call(request.clone(), deadline)? {
-                Answer::Verified { report, after } => Ok((report, after)),
+            |session, until| match session.call(Request::TakeEvents { after, limit }, until)? {
+                Answer::Events(events) => Ok(events),
                 other => Err(unexpected(&other)),
             },
         )
@@ -314,12 +292,10 @@ impl Client {
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         // the engine's own answer at the deadline says more than ours
-        let deadline = self
-            .core
-            .runtime
-            .deadline(timeout.saturating_add(Duration::from_secs(2)));
+        let patience = timeout.saturating_add(Duration::from_secs(2));
+        let until = Until::Moment(self.core.runtime.deadline(patience));
         self.ask(
-            |session, _| match session.call(Request::Drain { timeout_ms }, deadline)? {
+            |session, _| match session.call(Request::Drain { timeout_ms }, until)? {
                 Answer::Done => Ok(()),
                 other => Err(unexpected(&other)),
             },
@@ -336,15 +312,18 @@ impl Client {
             .core
             .runtime
             .deadline(timeout.unwrap_or(self.core.settings.timeout));
-        TaskState::new(blocks, shards, self.core.runtime.clone(), deadline)
+        self.core.task(blocks, shards, deadline)
     }
 
     /// A call over a free session; once more over a new one where the session turns out to be gone.
-    fn ask<T>(&self, call: impl Fn(&mut dyn Session, Instant) -> Result<T>) -> Result<T> {
-        let deadline = self.core.runtime.deadline(self.core.settings.timeout);
+    pub(crate) fn ask<T>(
+        &self,
+        mut call: impl FnMut(&mut dyn Session, Until<'static>) -> Result<T>,
+    ) -> Result<T> {
+        let until = Until::Moment(self.core.runtime.deadline(self.core.settings.call_timeout));
         loop {
-            let mut session = self.core.sessions.take(deadline)?;
-            match call(&mut *session, deadline) {
+            let mut session = self.core.sessions.take(until)?;
+            match call(&mut *session, until) {
                 Err(error) if error.kind() == ErrorKind::Unavailable && !session.is_fresh() => {
                     session.discard();
                 }
@@ -354,9 +333,9 @@ impl Client {
     }
 
     fn count<'a>(&self, namespace: &NamespaceHandle, request: impl Fn(u32) -> Request<'a>) -> Result<u64> {
-        self.ask(|session, deadline| {
-            let number = session.namespace(&namespace.info, deadline)?;
-            match session.call(request(number), deadline)? {
+        self.ask(|session, until| {
+            let number = session.namespace(&namespace.info, until)?;
+            match session.call(request(number), until)? {
                 Answer::Count(count) => Ok(count),
                 other => Err(unexpected(&other)),
             }
@@ -364,13 +343,11 @@ impl Client {
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, request: Request<'_>) -> Result<T> {
-        self.ask(
-            |session, deadline| match session.call(request.clone(), deadline)? {
-                Answer::Json(bytes) => serde_json::from_slice(&bytes)
-                    .map_err(|error| Error::internal(format!("the daemon's report can't be read: {error}"))),
-                other => Err(unexpected(&other)),
-            },
-        )
+        self.ask(|session, until| match session.call(request.clone(), until)? {
+            Answer::Json(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::internal(format!("the daemon's report can't be read: {error}"))),
+            other => Err(unexpected(&other)),
+        })
     }
 }
 
@@ -391,35 +368,4 @@ impl std::fmt::Debug for Client {
 
 fn tier_index(tier: usize) -> Result<u8> {
     u8::try_from(tier).map_err(|_| Error::invalid(format!("tier index {tier} is outside every pipeline")))
-}
-
-/// Looks a run up in parts: the engine works on the first while the next are on their way.
-fn prefix_of_run(
-    session: &mut dyn Session,
-    info: &Arc<NamespaceInfo>,
-    run: &[BlockHash],
-    deadline: Instant,
-) -> Result<usize> {
-    let namespace = session.namespace(info, deadline)?;
-    let mut tickets = Vec::with_capacity(run.len().div_ceil(LOOKUP_PART_BLOCKS));
-    for part in run.chunks(LOOKUP_PART_BLOCKS) {
-        let hashes = part.into();
-        tickets.push(session.begin(Request::LookupOnPrefix { namespace, hashes }, deadline)?);
-    }
-    let (mut found, mut gap) = (0, false);
-    for (ticket, part) in tickets.into_iter().zip(run.chunks(LOOKUP_PART_BLOCKS)) {
-        let here = match session.finish(ticket, deadline)? {
-            Some(Answer::Count(count)) => (count as usize).min(part.len()),
-            Some(other) => return Err(unexpected(&other)),
-            None => {
-                return Err(Error::new(
-                    ErrorKind::TimedOut,
-                    "no answer to a lookup until the deadline",
-                ));
-            }
-        };
-        found += if gap { 0 } else { here };
-        gap |= here < part.len();
-    }
-    Ok(found)
 }

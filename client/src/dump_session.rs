@@ -1,21 +1,25 @@
 //! Layerwise dumps: slots first, shards as the engine computes them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvstored_core::block::BlockHash;
 use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::tier::{Durability, NamespaceInfo};
 
 use crate::copy::{CopyPlan, TensorAddress};
-use crate::session::{PooledSession, unexpected};
+use crate::session::{PooledSession, Until, unexpected};
 use crate::task::{BlockOutcome, Task, TaskState};
 use crate::wire::{Answer, Granted, Request};
-use crate::work::{Core, Job, LayerwiseDump, ShardBlock, ShardJob};
+use crate::work::{Core, Job, LayerwiseDump, ShardBlock, ShardJob, pause, rest};
 
 /// Once some blocks have slots, the others wait no longer than this: two dumps that each hold part of the room
 /// would otherwise wait for one another.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The last attempt is made this long before the deadline, so that its answer can still come.
+const ANSWER_TIME: Duration = Duration::from_millis(5);
+/// How late the engine may be to tell that a wait for room is over, twice over.
+const ENGINE_SLACK: Duration = Duration::from_millis(100);
 
 /// A layerwise dump under way. Dropped before every shard was put, it leaves no trace of blocks that aren't whole.
 pub struct DumpSession {
@@ -35,7 +39,7 @@ impl DumpSession {
         durability: Durability,
         state: Arc<TaskState>,
     ) -> Result<Self> {
-        let mut session = core.dump_sessions.take(state.deadline())?;
+        let mut session = core.dump_sessions.take(Until::Moment(state.deadline()))?;
         let blocks = match reserve(core, &mut session, info, hashes, parent, &state) {
             Ok(blocks) => blocks,
             Err(error) => {
@@ -44,6 +48,8 @@ impl DumpSession {
                 return Err(error);
             }
         };
+        // the caller's timeout was for this much
+        state.extend(core.runtime.deadline(core.settings.timeout));
         state.finish(
             blocks
                 .iter()
@@ -61,6 +67,7 @@ impl DumpSession {
             blocks,
             session,
         ));
+        core.keeper.watch(&dump);
         Ok(Self {
             core: core.clone(),
             info: info.clone(),
@@ -85,7 +92,7 @@ impl DumpSession {
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
         let plan = unsafe { CopyPlan::new(&self.info, self.blocks, shard..shard + 1, tensors) }?;
         let deadline = self.core.runtime.deadline(self.core.settings.timeout);
-        let state = TaskState::new(self.blocks, shard..shard + 1, self.core.runtime.clone(), deadline);
+        let state = self.core.task(self.blocks, shard..shard + 1, deadline);
         self.dump.begin_shard(shard)?;
         self.task.state.extend(deadline);
         if self.blocks > 0 {
@@ -97,7 +104,7 @@ impl DumpSession {
                 shard,
                 self.blocks,
             );
-            let pushed = self.core.queue.push(Job::Shard(Arc::new(job)));
+            let pushed = self.core.push(Job::Shard(Arc::new(job)));
             pushed.inspect_err(|_| self.dump.forget_shard(shard))?;
         }
         Ok(Task { state })
@@ -147,30 +154,76 @@ fn reserve(
     parent: Option<BlockHash>,
     task: &TaskState,
 ) -> Result<Vec<ShardBlock>> {
-    let namespace = session.namespace(info, task.deadline())?;
-    let shards = info.layout.shards().len();
+    let deadline = task.deadline();
+    let mut asking = Asking {
+        core,
+        namespace: session.namespace(info, Until::Moment(deadline))?,
+        shards: info.layout.shards().len(),
+        deadline,
+        until: deadline.checked_sub(ANSWER_TIME).unwrap_or(deadline),
+        answered: false,
+    };
     let window = core.settings.window(info.layout.image_bytes());
-    let mut until = task.deadline();
     let mut blocks = Vec::with_capacity(hashes.len());
     let mut parent = parent;
     for run in hashes.chunks(window) {
-        let first = blocks.len();
-        blocks.resize_with(first + run.len(), || None);
+        blocks.extend(asking.window(session, parent, run)?);
+        parent = run.last().copied();
+    }
+    Ok(blocks)
+}
+
+/// Asking for slots until the deadline.
+struct Asking<'a> {
+    core: &'a Core,
+    namespace: u32,
+    shards: usize,
+    /// When the caller wants to be back.
+    deadline: Instant,
+    /// Until when another attempt is of use.
+    until: Instant,
+    /// Whether the daemon has answered once.
+    answered: bool,
+}
+
+impl Asking<'_> {
+    /// One outcome per block of a window.
+    fn window(
+        &mut self,
+        session: &mut PooledSession,
+        parent: Option<BlockHash>,
+        run: &[BlockHash],
+    ) -> Result<Vec<ShardBlock>> {
+        let clock = &self.core.runtime.clock;
+        let mut blocks: Vec<Option<ShardBlock>> = Vec::new();
+        blocks.resize_with(run.len(), || None);
         let mut open: Vec<usize> = (0..run.len()).collect();
         let mut fruitless = 0;
         while !open.is_empty() {
-            let late = core.runtime.clock.now() >= until;
-            let wait = until.saturating_duration_since(core.runtime.clock.now());
+            let now = clock.now();
+            let late = now >= self.until;
+            if late && self.answered && now >= self.deadline {
+                break;
+            }
+            // the engine looks only now and then who has waited long enough; near the end this side asks again
+            let wait = self
+                .until
+                .saturating_duration_since(now)
+                .saturating_sub(ENGINE_SLACK);
             let request = Request::Reserve {
-                namespace,
+                namespace: self.namespace,
                 parent,
                 hashes: open.iter().filter_map(|index| run.get(*index).copied()).collect(),
                 wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             };
-            let granted = match session.call(request, task.deadline() + PATIENCE)? {
-                Answer::Reserved(granted) if granted.len() == open.len() => granted,
-                other => return Err(unexpected(&other)),
+            let granted = match session.call(request, Until::Moment(self.deadline)) {
+                Ok(Answer::Reserved(granted)) if granted.len() == open.len() => granted,
+                Ok(other) => return Err(unexpected(&other)),
+                // what it grants after all goes back with the session, which nobody else will use
+                Err(error) if error.kind() == ErrorKind::TimedOut && self.answered => break,
+                Err(error) => return Err(error),
             };
+            self.answered = true;
             let (asked, mut got_slot) = (std::mem::take(&mut open), false);
             for (index, granted) in asked.into_iter().zip(granted) {
                 let block = match granted {
@@ -179,7 +232,7 @@ fn reserve(
                         ShardBlock::Open {
                             reservation,
                             offset,
-                            checksums: vec![None; shards],
+                            checksums: vec![None; self.shards],
                         }
                     }
                     Granted::Present => ShardBlock::Ended(BlockOutcome::Present),
@@ -189,22 +242,27 @@ fn reserve(
                     }
                     Granted::Refused(failure) => ShardBlock::Ended(BlockOutcome::Failed(failure.into())),
                 };
-                if let Some(place) = blocks.get_mut(first + index) {
+                if let Some(place) = blocks.get_mut(index) {
                     *place = Some(block);
                 }
             }
             if got_slot {
-                until = until.min(core.runtime.deadline(PATIENCE));
+                self.until = self.until.min(self.core.runtime.deadline(PATIENCE));
                 fruitless = 0;
             } else if !open.is_empty() {
-                core.back_off(fruitless);
+                // this thread is the caller's: it waits, and copies nobody else's shards meanwhile
+                let left = self.until.saturating_duration_since(clock.now());
+                rest(pause(fruitless).min(left));
                 fruitless += 1;
             }
         }
-        parent = run.last().copied();
+        let no_room = || {
+            let error = Error::new(ErrorKind::Busy, "no room until the deadline");
+            ShardBlock::Ended(BlockOutcome::Failed(error))
+        };
+        Ok(blocks
+            .into_iter()
+            .map(|block| block.unwrap_or_else(no_room))
+            .collect())
     }
-    blocks
-        .into_iter()
-        .collect::<Option<_>>()
-        .ok_or_else(|| Error::internal("a block was not asked for"))
 }

@@ -8,6 +8,7 @@ mod admin;
 mod client;
 mod copy;
 mod dump_session;
+mod lookups;
 mod mapping;
 mod request;
 pub mod service;

@@ -7,8 +7,10 @@ use std::time::Duration;
 pub struct ClientSettings {
     /// Threads that copy between engine memory and the arena.
     pub streams: usize,
-    /// Deadline of tasks and calls that name none.
+    /// Deadline of tasks that name none.
     pub timeout: Duration,
+    /// How long a call may wait for its answer; a call moves no blocks.
+    pub call_timeout: Duration,
     /// Blocks acquired or reserved in one request; each stream has a few requests under way.
     pub window_blocks: usize,
     /// Bytes of blocks acquired or reserved in one request; a request has at least one block.
@@ -35,6 +37,7 @@ impl Default for ClientSettings {
         Self {
             streams: 2,
             timeout: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(30),
             window_blocks: 64,
             window_bytes: 16 << 20,
             queue_depth: 1024,

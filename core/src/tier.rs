@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockHash, BlockKey, Namespace};
 use crate::error::Result;
+use crate::events::EventSink;
 use crate::identity::Identity;
 use crate::layout::Layout;
 use crate::memory::{Arena, SlotGuard};
@@ -179,6 +180,10 @@ pub trait Tier: Send + Sync + 'static {
     fn stored_namespace(&self, _namespace: &Namespace) -> Option<Arc<NamespaceInfo>> {
         None
     }
+
+    /// Hands over where to tell of each block that becomes visible here or leaves, in the order in which lookups see
+    /// it. Called at most once, before any block is asked for. A tier that keeps nothing has nothing to tell.
+    fn observe(&self, _events: EventSink) {}
 
     /// Finishes all accepted operations and makes what was written durable, or fails with `TimedOut`.
     fn drain(&self, deadline: Instant) -> Result<()>;

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::events::EventSink;
 use kvstored_core::eviction::{PolicyKind, ShadowCaches};
 use kvstored_core::layout::PAGE_BYTES;
 use kvstored_core::memory::{Arena, SlotGuard, SlotOwner};
@@ -282,6 +283,10 @@ impl Tier for CacheTier {
             .iter()
             .map(|(namespace, index)| (*namespace, index.read().len() as u64))
             .collect()
+    }
+
+    fn observe(&self, events: EventSink) {
+        self.state.lock().events = Some(events);
     }
 
     fn drain(&self, _deadline: Instant) -> Result<()> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::events::EventSink;
 use kvstored_core::eviction::{EvictionPolicy, ShadowCaches};
 use kvstored_core::index::BlockIndex;
 use kvstored_core::quota::QuotaLedger;
@@ -61,6 +62,8 @@ pub(super) struct State {
     pub(super) counts: Counts,
     /// Somebody was told `Busy` and wants to know of room.
     starved: bool,
+    /// Where to tell of blocks that become visible or leave.
+    pub(super) events: Option<EventSink>,
 }
 
 /// A slot that was cut or pinned: its number, offset and length.
@@ -87,6 +90,7 @@ impl State {
             shadow,
             counts: Counts::default(),
             starved: false,
+            events: None,
         }
     }
 
@@ -375,8 +379,11 @@ impl State {
             if self.filling.get(&key) == Some(&number) {
                 self.filling.remove(&key);
             }
-        } else if let Some(index) = self.index(&namespace.namespace) {
-            index.write().remove_if(&hash, |slot| *slot == number);
+        } else if let Some(index) = self.index(&namespace.namespace)
+            && index.write().remove_if(&hash, |slot| *slot == number).is_some()
+            && let Some(events) = &self.events
+        {
+            events.removed(&namespace.namespace, &hash);
         }
     }
 
@@ -408,8 +415,11 @@ impl State {
         };
         slot.state = SlotState::Visible;
         self.filling.remove(&namespace.key(hash));
-        if let Some(index) = self.index(&namespace.namespace) {
-            index.write().insert(hash, number);
+        if let Some(index) = self.index(&namespace.namespace)
+            && index.write().insert(hash, number).is_none()
+            && let Some(events) = &self.events
+        {
+            events.stored(&namespace.namespace, &hash);
         }
         true
     }

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kvstored_core::events::EventLog;
 use kvstored_core::eviction::PolicyKind;
 use kvstored_core::quota::{QuotaLedger, QuotaSettings};
 use kvstored_core::tier::{MemoryTier, NamespaceInfo, Tier};
-use kvstored_core::{BlockHash, ErrorKind, Identity, Layout};
+use kvstored_core::{BlockHash, ErrorKind, Event, EventKind, EventSink, Identity, Layout, Runtime};
 
 use super::{CacheSettings, CacheTier};
 
@@ -95,6 +96,48 @@ fn pinned_blocks_are_never_evicted_and_room_is_announced() {
     assert_eq!(rooms.load(Ordering::SeqCst), 1);
     store(&cache, &namespace, None, &[4]);
     assert!(has(&cache, &namespace, 4));
+}
+
+#[test]
+fn blocks_that_show_and_blocks_that_go_are_told() {
+    let log = EventLog::new(&Runtime::system(), 100);
+    let mut after = log.take(0, 0).next;
+    let (cache, namespace) = cache(3, PolicyKind::Lru);
+    cache.observe(EventSink::new(log.clone(), 0));
+    let mut told = || {
+        let events = log.take(after, 100);
+        assert!(!events.lost);
+        after = events.next;
+        let tell = |event: &Event| {
+            assert_eq!((event.tier, event.key.namespace), (0, namespace.namespace));
+            (event.kind, event.key.hash)
+        };
+        events.events.iter().map(tell).collect::<Vec<_>>()
+    };
+    let stored = |number| (EventKind::Stored, hash(number));
+    let removed = |number| (EventKind::Removed, hash(number));
+    store(&cache, &namespace, None, &[1, 2, 3]);
+    assert_eq!(told(), [stored(1), stored(2), stored(3)]);
+    // one that was never visible leaves no trace here either
+    let filling = cache
+        .allocate(&namespace, None, &[hash(4)])
+        .pop()
+        .unwrap()
+        .unwrap();
+    assert_eq!(told(), [removed(3)]);
+    cache.discard(&filling);
+    drop(filling);
+    assert!(told().is_empty());
+    let pinned = cache.pin(&namespace, &[hash(1)]);
+    assert_eq!(cache.remove(&namespace, &[hash(1), hash(9)]), 1);
+    assert_eq!(told(), [removed(1)]);
+    drop(pinned);
+    store(&cache, &namespace, None, &[5]);
+    assert_eq!(cache.purge(&namespace.namespace).unwrap(), 2);
+    let mut gone = told();
+    assert_eq!(gone.remove(0), stored(5));
+    assert_eq!(gone.len(), 2);
+    assert!(gone.contains(&removed(2)) && gone.contains(&removed(5)));
 }
 
 #[test]

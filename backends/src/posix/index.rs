@@ -1,11 +1,11 @@
 //! Where every visible block lies: one index per namespace, over all writers of all directories.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use kvstored_core::index::BlockIndex;
-use kvstored_core::{BlockHash, Namespace, NamespaceInfo, PAGE_BYTES};
+use kvstored_core::{BlockHash, EventSink, Namespace, NamespaceInfo, PAGE_BYTES};
 use parking_lot::RwLock;
 
 use super::format::NamespaceShape;
@@ -76,6 +76,7 @@ pub struct NamespaceIndex {
     info: RwLock<Option<Arc<NamespaceInfo>>>,
     blocks: RwLock<BlockIndex<Location>>,
     purged: AtomicU64,
+    events: Arc<OnceLock<EventSink>>,
 }
 
 impl NamespaceIndex {
@@ -120,8 +121,11 @@ impl NamespaceIndex {
             if bound.is_some_and(|bound| location.coarse() <= bound) {
                 continue;
             }
-            if replace || index.get(&hash).is_none() {
-                index.insert(hash, location);
+            if (replace || index.get(&hash).is_none())
+                && index.insert(hash, location).is_none()
+                && let Some(events) = self.events.get()
+            {
+                events.stored(&self.shape.namespace, &hash);
             }
         }
     }
@@ -139,14 +143,26 @@ impl NamespaceIndex {
 
     /// Forgets a block, wherever it lies.
     pub fn remove(&self, hash: &BlockHash) -> Option<Location> {
-        self.blocks.write().remove(hash)
+        self.remove_if(hash, |_| true)
+    }
+
+    fn remove_if(&self, hash: &BlockHash, condition: impl Fn(&Location) -> bool) -> Option<Location> {
+        let mut index = self.blocks.write();
+        let removed = index.remove_if(hash, condition)?;
+        self.tell_removed(hash);
+        Some(removed)
+    }
+
+    /// Tells of a block that left; with the index locked, so that events come in order.
+    fn tell_removed(&self, hash: &BlockHash) {
+        if let Some(events) = self.events.get() {
+            events.removed(&self.shape.namespace, hash);
+        }
     }
 
     /// Forgets a block if it lies there.
     pub fn remove_at(&self, hash: &BlockHash, segment: u32, page: u32) -> bool {
-        self.blocks
-            .write()
-            .remove_if(hash, |location| location.is_at(segment, page))
+        self.remove_if(hash, |location| location.is_at(segment, page))
             .is_some()
     }
 
@@ -157,6 +173,7 @@ impl NamespaceIndex {
             .filter(|hash| {
                 index
                     .remove_if(hash, |location| location.segment == segment)
+                    .inspect(|_| self.tell_removed(hash))
                     .is_some()
             })
             .count() as u64
@@ -166,7 +183,13 @@ impl NamespaceIndex {
     pub fn retain(&self, mut keep: impl FnMut(&Location) -> bool) -> u64 {
         let mut index = self.blocks.write();
         let before = index.len();
-        index.retain(|_, location| keep(location));
+        index.retain(|hash, location| {
+            let keep = keep(location);
+            if !keep {
+                self.tell_removed(hash);
+            }
+            keep
+        });
         (before - index.len()) as u64
     }
 
@@ -207,9 +230,17 @@ struct Tables {
 #[derive(Default)]
 pub struct Index {
     tables: RwLock<Tables>,
+    events: Arc<OnceLock<EventSink>>,
 }
 
 impl Index {
+    /// Sets where to tell of blocks that become visible or leave.
+    pub fn observe(&self, events: EventSink) {
+        if self.events.set(events).is_err() {
+            tracing::error!("the tier has two engines; the second one hears of no events");
+        }
+    }
+
     /// A namespace that has been seen.
     pub fn get(&self, namespace: &Namespace) -> Option<Arc<NamespaceIndex>> {
         self.tables.read().namespaces.get(namespace).cloned()
@@ -238,6 +269,7 @@ impl Index {
                 info: RwLock::new(info),
                 blocks: RwLock::new(BlockIndex::new()),
                 purged: AtomicU64::new(purged),
+                events: Arc::clone(&self.events),
             })
         });
         (known.shape == shape).then(|| Arc::clone(known))

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kvstored_core::{
-    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result, Tier,
-    TierStatistics,
+    Action, BlockHash, BlockKey, Error, ErrorKind, EventSink, Namespace, NamespaceInfo, Operation, Result,
+    Tier, TierStatistics,
 };
 
 use super::format::WriterId;
@@ -252,6 +252,10 @@ impl Tier for PosixTier {
                 .iter()
                 .find_map(|log| log.directory.read_manifest(namespace).ok()??.info)
         })
+    }
+
+    fn observe(&self, events: EventSink) {
+        self.shared.index.observe(events);
     }
 
     fn drain(&self, deadline: Instant) -> Result<()> {

@@ -17,7 +17,7 @@ use kvstored_core::tier::NamespaceInfo;
 use parking_lot::Mutex;
 
 use crate::admin::NamespaceRow;
-use crate::wire::{Answer, MAX_JSON_BYTES, Request};
+use crate::wire::{Answer, MAX_EVENTS, MAX_JSON_BYTES, Request};
 
 /// Called once with the answer, on the caller's thread or one of the engine's; must not block. It's dropped
 /// uncalled where the service was closed meanwhile.
@@ -163,6 +163,9 @@ impl Service {
                 self.engine
                     .lookup_on_prefix(&*self.namespace(namespace)?, &hashes) as u64,
             ),
+            Request::LocatePrefix { namespace, hashes } => {
+                Answer::Located(self.engine.locate_prefix(&*self.namespace(namespace)?, &hashes))
+            }
             Request::OpenNamespace { identity, layout } => {
                 let info = self.engine.open_namespace(*identity, layout)?;
                 Answer::Opened {
@@ -195,6 +198,9 @@ impl Service {
                 after.as_ref(),
                 limit as usize,
             )?),
+            Request::TakeEvents { after, limit } => {
+                Answer::Events(self.engine.take_events(after, (limit as usize).min(MAX_EVENTS)))
+            }
             Request::Drain { timeout_ms } => {
                 let timeout = Duration::from_millis(u64::from(timeout_ms));
                 self.engine.drain(self.engine.runtime().deadline(timeout))?;

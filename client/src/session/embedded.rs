@@ -8,13 +8,14 @@ use kvstored_core::block::Namespace;
 use kvstored_core::engine::Engine;
 use kvstored_core::error::Result;
 use kvstored_core::memory::Arena;
+use kvstored_core::runtime::Runtime;
 use kvstored_core::tier::NamespaceInfo;
 use parking_lot::{Condvar, Mutex};
 
 use crate::service::{Service, ServiceSettings};
 use crate::wire::{Answer, Request};
 
-use super::{Session, Ticket, unexpected};
+use super::{Session, Ticket, Until, unexpected};
 
 /// How often a waiting thread looks after reservations whose wait is over; nobody else does in this process.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(50);
@@ -65,7 +66,11 @@ impl Session for EmbeddedSession {
         self.unanswered == 0
     }
 
-    fn namespace(&mut self, info: &Arc<NamespaceInfo>, deadline: Instant) -> Result<u32> {
+    fn runtime(&self) -> &Runtime {
+        self.service.engine().runtime()
+    }
+
+    fn namespace(&mut self, info: &Arc<NamespaceInfo>, until: Until<'_>) -> Result<u32> {
         if let Some(number) = self.numbers.get(&info.namespace) {
             return Ok(*number);
         }
@@ -73,7 +78,7 @@ impl Session for EmbeddedSession {
             identity: Box::new(info.identity.clone()),
             layout: info.layout.clone(),
         };
-        match self.call(request, deadline)? {
+        match self.call(request, until)? {
             Answer::Opened { namespace } => {
                 self.numbers.insert(info.namespace, namespace);
                 Ok(namespace)
@@ -82,7 +87,7 @@ impl Session for EmbeddedSession {
         }
     }
 
-    fn begin(&mut self, request: Request<'_>, _deadline: Instant) -> Result<Ticket> {
+    fn begin(&mut self, request: Request<'_>) -> Result<Ticket> {
         self.last_ticket = self.last_ticket.wrapping_add(1);
         self.unanswered += 1;
         let (ticket, mailbox) = (self.last_ticket, self.mailbox.clone());

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::mapping::Mappings;
 
-use super::{EmbeddedSession, Session, SocketSession};
+use super::{EmbeddedSession, Session, SocketSession, Until};
 
 /// After a failed attempt the next one waits this long, then twice as long, up to the maximum.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -50,7 +50,7 @@ impl Source {
         }
     }
 
-    fn open(&self, runtime: &Runtime, deadline: Instant) -> Result<Box<dyn Session>> {
+    fn open(&self, runtime: &Runtime, until: Until<'_>) -> Result<Box<dyn Session>> {
         match self {
             Self::Embedded { engine, tier_names } => {
                 Ok(Box::new(EmbeddedSession::new(engine.clone(), tier_names.clone())))
@@ -65,12 +65,16 @@ impl Source {
                 {
                     return Err(absent.error.clone());
                 }
-                let opened = SocketSession::open(path, mappings, runtime, deadline);
+                let opened = SocketSession::open(path, mappings, runtime, until);
                 let mut absent = absent.lock();
                 match opened {
                     Ok(session) => {
                         *absent = None;
                         Ok(Box::new(session))
+                    }
+                    // says how long its caller wanted to wait, and nothing of the daemon
+                    Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Cancelled) => {
+                        Err(error)
                     }
                     Err(error) => {
                         let pause = absent
@@ -115,9 +119,9 @@ impl Pool {
         })
     }
 
-    /// A free session, or a new one; waits for one to come back where all are taken. Fails with `Busy` at the
-    /// deadline, and with `Unavailable` where there's no daemon.
-    pub(crate) fn take(self: &Arc<Self>, deadline: Instant) -> Result<PooledSession> {
+    /// A free session, or a new one; waits for one to come back where all are taken. Fails with `Unavailable`
+    /// where there's no daemon, with `Busy` where none has come back by a moment, and otherwise as `until` says.
+    pub(crate) fn take(self: &Arc<Self>, until: Until<'_>) -> Result<PooledSession> {
         let mut state = self.state.lock();
         loop {
             while let Some(mut session) = state.free.pop() {
@@ -133,18 +137,20 @@ impl Pool {
             if state.open < self.limit {
                 break;
             }
-            if self.runtime.clock.now() >= deadline {
-                return Err(Error::new(
+            until.check(&self.runtime).map_err(|error| match until {
+                Until::Moment(_) => Error::new(
                     ErrorKind::Busy,
                     format!("all {} sessions of the client are taken", self.limit),
-                ));
-            }
-            let pause = deadline.saturating_duration_since(self.runtime.clock.now());
+                ),
+                Until::Stopped(_) => error,
+            })?;
+            let slice = until.slice(&self.runtime);
+            let pause = slice.saturating_duration_since(self.runtime.clock.now());
             self.returned.wait_for(&mut state, pause);
         }
         state.open += 1;
         drop(state);
-        match self.source.open(&self.runtime, deadline) {
+        match self.source.open(&self.runtime, until) {
             Ok(session) => Ok(PooledSession {
                 session: Some(session),
                 pool: self.clone(),

@@ -1,6 +1,6 @@
 //! A session with the daemon over its Unix socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -14,19 +14,23 @@ use kvstored_core::runtime::Runtime;
 use kvstored_core::tier::NamespaceInfo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, set_socket_timeout};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, recv, recvmsg, send, socket_with,
 };
 
 use crate::mapping::Mappings;
-use crate::wire::{Answer, FrameBuffer, HEADER_BYTES, Header, Request, VERSION, request_frame};
+use crate::wire::{
+    Answer, FrameBuffer, HEADER_BYTES, Header, MAX_FRAME_BYTES, Request, VERSION, request_frame,
+};
 
-use super::{Session, Ticket, unexpected};
+use super::{Session, Ticket, Until, unexpected};
 
 /// A whole lookup of the usual size goes out at once.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Between two attempts to connect to a listener whose line is full.
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 
 /// One connection. After an error of the connection itself it's of no more use.
 pub(crate) struct SocketSession {
@@ -39,6 +43,8 @@ pub(crate) struct SocketSession {
     unanswered: usize,
     last_ticket: u32,
     buffer: FrameBuffer,
+    /// Requests that the socket hasn't taken yet.
+    outgoing: VecDeque<u8>,
     broken: bool,
 }
 
@@ -49,24 +55,56 @@ fn gone(error: impl std::fmt::Display) -> Error {
     )
 }
 
-fn late() -> Error {
-    Error::new(ErrorKind::TimedOut, "the daemon doesn't answer")
-}
-
-/// Waits until the socket is ready; `false` at `until`.
-fn ready(socket: &OwnedFd, flags: PollFlags, until: Instant, runtime: &Runtime) -> Result<bool> {
+/// Waits until the socket is ready for one of the flags, and says for which; for none at `until`.
+fn ready(socket: &OwnedFd, flags: PollFlags, until: Instant, runtime: &Runtime) -> Result<PollFlags> {
     loop {
         let left = until.saturating_duration_since(runtime.clock.now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().min(1 << 30) as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
         let mut polled = [PollFd::new(socket, flags)];
-        match poll(&mut polled, Some(&timeout)) {
-            Ok(0) if left.is_zero() => return Ok(false),
+        match poll(&mut polled, Some(&timespec(left))) {
+            Ok(0) if left.is_zero() => return Ok(PollFlags::empty()),
             Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => return Ok(true),
+            Ok(_) => return Ok(polled[0].revents()),
             Err(error) => return Err(gone(error)),
+        }
+    }
+}
+
+/// Waits until the socket is ready. Fails as `until` says.
+fn await_ready(socket: &OwnedFd, flags: PollFlags, until: Until<'_>, runtime: &Runtime) -> Result<()> {
+    while ready(socket, flags, until.slice(runtime), runtime)?.is_empty() {
+        until.check(runtime)?;
+    }
+    Ok(())
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().min(1 << 30) as i64,
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// Connects without blocking in the system; a listener whose line is full is asked again.
+fn connect_until(
+    socket: &OwnedFd,
+    address: &SocketAddrUnix,
+    until: Until<'_>,
+    runtime: &Runtime,
+) -> Result<(), Error> {
+    loop {
+        match connect(socket, address) {
+            Ok(()) => return Ok(()),
+            Err(Errno::AGAIN | Errno::INTR) => {
+                until.check(runtime)?;
+                // nothing tells when there's room in the line
+                let _ = poll(&mut [], Some(&timespec(CONNECT_PAUSE)));
+            }
+            Err(error) => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("no daemon answers: {error}"),
+                ));
+            }
         }
     }
 }
@@ -80,27 +118,19 @@ impl SocketSession {
         path: &Path,
         mappings: &Mappings,
         runtime: &Runtime,
-        deadline: Instant,
+        until: Until<'_>,
     ) -> Result<Self> {
-        let unavailable = |error: Errno| {
-            Error::new(ErrorKind::Unavailable, format!("no daemon answers: {error}"))
-                .with("socket", path.display())
-        };
         let address = SocketAddrUnix::new(path)
             .map_err(|_| Error::invalid("the socket's path is too long").with("socket", path.display()))?;
         let socket = socket_with(
             AddressFamily::UNIX,
             SocketType::STREAM,
-            SocketFlags::CLOEXEC,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )
         .map_err(|error| Error::from_io(error.into(), "can't open a socket"))?;
-        let left = deadline
-            .saturating_duration_since(runtime.clock.now())
-            .max(Duration::from_millis(1));
-        set_socket_timeout(&socket, Timeout::Send, Some(left)).map_err(unavailable)?;
-        connect(&socket, &address).map_err(unavailable)?;
-        rustix::io::ioctl_fionbio(&socket, true).map_err(unavailable)?;
+        connect_until(&socket, &address, until, runtime)
+            .map_err(|error| error.with("socket", path.display()))?;
         // less than asked for is fine, it only takes more calls
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
         let process = rustix::process::getpid().as_raw_nonzero().get() as u32;
@@ -109,8 +139,8 @@ impl SocketSession {
             name: "kvstored-client".into(),
             process,
         };
-        write_all(&socket, &request_frame(0, &hello)?, deadline, runtime)?;
-        let (welcome, file) = read_welcome(&socket, deadline, runtime)?;
+        write_all(&socket, &request_frame(0, &hello)?, until, runtime)?;
+        let (welcome, file) = read_welcome(&socket, until, runtime)?;
         let (arena_bytes, tier_names) = match welcome {
             Answer::Welcome {
                 arena_bytes,
@@ -131,16 +161,62 @@ impl SocketSession {
             unanswered: 0,
             last_ticket: 0,
             buffer: FrameBuffer::default(),
+            outgoing: VecDeque::new(),
             broken: false,
         })
     }
 
-    fn send(&mut self, frame: &[u8], deadline: Instant) -> Result<()> {
+    /// Sends a frame, or puts it in line behind others that the socket doesn't take now.
+    fn send(&mut self, frame: &[u8]) -> Result<()> {
         if self.broken {
             return Err(gone("an earlier error"));
         }
-        // half a frame can't be taken back
-        write_all(&self.socket, frame, deadline, &self.runtime).inspect_err(|_| self.broken = true)
+        if self.outgoing.len() > MAX_FRAME_BYTES {
+            self.broken = true;
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the daemon doesn't read its requests",
+            ));
+        }
+        let mut rest = frame;
+        while self.outgoing.is_empty() && !rest.is_empty() {
+            match self.send_now(rest)? {
+                0 => break,
+                sent => rest = rest.get(sent..).unwrap_or_default(),
+            }
+        }
+        self.outgoing.extend(rest);
+        Ok(())
+    }
+
+    /// Sends what is in line, as far as the socket takes it.
+    fn flush(&mut self) -> Result<()> {
+        while !self.outgoing.is_empty() {
+            let line = std::mem::take(&mut self.outgoing);
+            let sent = self.send_now(line.as_slices().0);
+            self.outgoing = line;
+            match sent? {
+                0 => return Ok(()),
+                sent => drop(self.outgoing.drain(..sent)),
+            }
+        }
+        self.outgoing = VecDeque::new();
+        Ok(())
+    }
+
+    /// How many bytes of this the socket takes now.
+    fn send_now(&mut self, bytes: &[u8]) -> Result<usize> {
+        loop {
+            match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                Ok(count) => return Ok(count),
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    self.broken = true;
+                    return Err(gone(error));
+                }
+            }
+        }
     }
 
     /// Reads what is there and files whole answers.
@@ -158,15 +234,11 @@ impl SocketSession {
     }
 }
 
-fn write_all(socket: &OwnedFd, mut rest: &[u8], deadline: Instant, runtime: &Runtime) -> Result<()> {
+fn write_all(socket: &OwnedFd, mut rest: &[u8], until: Until<'_>, runtime: &Runtime) -> Result<()> {
     while !rest.is_empty() {
         match send(socket, rest, SendFlags::NOSIGNAL) {
             Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-            Err(Errno::AGAIN) => {
-                if !ready(socket, PollFlags::OUT, deadline, runtime)? {
-                    return Err(late());
-                }
-            }
+            Err(Errno::AGAIN) => await_ready(socket, PollFlags::OUT, until, runtime)?,
             Err(Errno::INTR) => {}
             Err(error) => return Err(gone(error)),
         }
@@ -175,7 +247,7 @@ fn write_all(socket: &OwnedFd, mut rest: &[u8], deadline: Instant, runtime: &Run
 }
 
 /// The first answer, and the file descriptor that comes with it.
-fn read_welcome(socket: &OwnedFd, deadline: Instant, runtime: &Runtime) -> Result<(Answer, Option<OwnedFd>)> {
+fn read_welcome(socket: &OwnedFd, until: Until<'_>, runtime: &Runtime) -> Result<(Answer, Option<OwnedFd>)> {
     let mut received = Vec::new();
     let mut file = None;
     loop {
@@ -185,9 +257,7 @@ fn read_welcome(socket: &OwnedFd, deadline: Instant, runtime: &Runtime) -> Resul
                 return Ok((Answer::decode(header.kind, body)?, file));
             }
         }
-        if !ready(socket, PollFlags::IN, deadline, runtime)? {
-            return Err(late());
-        }
+        await_ready(socket, PollFlags::IN, until, runtime)?;
         let mut bytes = [0u8; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -226,10 +296,15 @@ impl Session for SocketSession {
     }
 
     fn is_reusable(&self) -> bool {
-        !self.broken && self.unanswered == 0
+        // what is still in line would reach the daemon at the next use: too late for what it gives back
+        !self.broken && self.unanswered == 0 && self.outgoing.is_empty()
     }
 
-    fn namespace(&mut self, info: &Arc<NamespaceInfo>, deadline: Instant) -> Result<u32> {
+    fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    fn namespace(&mut self, info: &Arc<NamespaceInfo>, until: Until<'_>) -> Result<u32> {
         if let Some(number) = self.numbers.get(&info.namespace) {
             return Ok(*number);
         }
@@ -237,7 +312,7 @@ impl Session for SocketSession {
             identity: Box::new(info.identity.clone()),
             layout: info.layout.clone(),
         };
-        match self.call(request, deadline)? {
+        match self.call(request, until)? {
             Answer::Opened { namespace } => {
                 self.numbers.insert(info.namespace, namespace);
                 Ok(namespace)
@@ -246,10 +321,10 @@ impl Session for SocketSession {
         }
     }
 
-    fn begin(&mut self, request: Request<'_>, deadline: Instant) -> Result<Ticket> {
+    fn begin(&mut self, request: Request<'_>) -> Result<Ticket> {
         self.last_ticket = self.last_ticket.wrapping_add(1);
         let frame = request_frame(self.last_ticket, &request)?;
-        self.send(&frame, deadline)?;
+        self.send(&frame)?;
         self.unanswered += 1;
         Ok(Ticket(self.last_ticket))
     }
@@ -266,16 +341,23 @@ impl Session for SocketSession {
             if self.broken {
                 return Err(gone("an earlier error"));
             }
-            if !ready(&self.socket, PollFlags::IN, until, &self.runtime)? {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, !self.outgoing.is_empty());
+            let found = ready(&self.socket, flags, until, &self.runtime)?;
+            if found.is_empty() {
                 return Ok(None);
             }
-            self.read().inspect_err(|_| self.broken = true)?;
+            if found.contains(PollFlags::OUT) {
+                self.flush()?;
+            }
+            if found != PollFlags::OUT {
+                self.read().inspect_err(|_| self.broken = true)?;
+            }
         }
     }
 
     fn tell(&mut self, request: Request<'_>) {
-        let deadline = self.runtime.deadline(Duration::from_secs(1));
-        let sent = request_frame(0, &request).and_then(|frame| self.send(&frame, deadline));
+        let sent = request_frame(0, &request).and_then(|frame| self.send(&frame));
         if let Err(error) = sent {
             tracing::debug!(%error, "one-way request not sent");
         }

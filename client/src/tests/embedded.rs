@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::error::ErrorKind;
+use kvstored_core::events::EventKind;
 use kvstored_core::layout::Layout;
 use kvstored_core::tier::Durability;
 
@@ -48,6 +49,31 @@ fn what_is_dumped_is_found_and_loaded() {
     );
     client.ping().unwrap();
     assert!(rig.eventually(|| rig.is_wholly_evictable(64)));
+}
+
+#[test]
+fn the_fastest_tier_of_each_block_of_a_prefix_is_located() {
+    let rig = Rig::new(64);
+    let client = rig.embedded(settings());
+    let namespace = open(&client);
+    let blocks = hashes(0..12);
+    dump(&client, &namespace, &blocks, Durability::Tier);
+    let asked = hashes(0..20);
+    assert_eq!(client.locate_prefix(&namespace, &asked).unwrap(), [0; 12]);
+    let drop_from = |tier: &str, indices: &[u64]| {
+        let some: Vec<_> = indices.iter().map(|index| hash(*index)).collect();
+        client.evict(&namespace, &some, Some(tier)).unwrap();
+    };
+    drop_from("Cache", &[1, 2, 4, 7, 9, 10]);
+    drop_from("Map", &[5, 11]);
+    let expected = [0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0];
+    assert_eq!(client.locate_prefix(&namespace, &asked).unwrap(), expected);
+    // a block that nobody has ends it, whatever comes behind
+    drop_from("Map", &[7]);
+    assert_eq!(client.locate_prefix(&namespace, &asked).unwrap(), expected[..7]);
+    assert_eq!(client.lookup_on_prefix(&namespace, &asked).unwrap(), 7);
+    assert!(client.locate_prefix(&namespace, &asked[7..]).unwrap().is_empty());
+    assert!(client.locate_prefix(&namespace, &[]).unwrap().is_empty());
 }
 
 #[test]
@@ -240,6 +266,47 @@ fn a_dump_without_room_waits_and_a_memory_dump_is_acknowledged_before_the_tier_h
     assert!(rig.eventually(|| rig.engine.parked_requests() > 0));
     rig.map.go_on();
     assert_eq!(dumped(&second.join().unwrap()), 3);
+}
+
+#[test]
+fn events_tell_which_tier_got_and_lost_which_block() {
+    let rig = Rig::new(4);
+    let client = rig.embedded(settings());
+    let namespace = open(&client);
+    dump(&client, &namespace, &hashes(50..51), Durability::Tier);
+    let start = client.take_events(0, 100).unwrap();
+    assert!(start.events.is_empty() && !start.lost, "{start:?}");
+    let blocks = hashes(0..6);
+    dump(&client, &namespace, &blocks, Durability::Tier);
+    load(&client, &namespace, &blocks, 0..3, LoadOrder::BlockMajor);
+    client.evict(&namespace, &blocks[..2], Some("Map")).unwrap();
+    let mut after = start.next;
+    let mut there = [vec![hash(50)], vec![hash(50)]];
+    loop {
+        // in small pieces
+        let events = client.take_events(after, 3).unwrap();
+        assert_eq!((events.lost, events.first), (false, after + 1));
+        assert_eq!(events.next, after + events.events.len() as u64);
+        if events.events.is_empty() {
+            break;
+        }
+        after = events.next;
+        for event in events.events {
+            assert_eq!(event.key.namespace, namespace.info().namespace);
+            let tier = &mut there[usize::from(event.tier)];
+            match event.kind {
+                EventKind::Stored => tier.push(event.key.hash),
+                EventKind::Removed => tier.retain(|hash| *hash != event.key.hash),
+            }
+        }
+    }
+    for (tier, mut there) in there.into_iter().enumerate() {
+        let mut listed: Vec<_> = client.list(tier, None, None, 100).unwrap();
+        listed.sort();
+        there.sort();
+        assert_eq!(listed.iter().map(|key| key.hash).collect::<Vec<_>>(), there);
+    }
+    assert!(client.take_events(after + 1000, 3).unwrap().lost);
 }
 
 #[test]

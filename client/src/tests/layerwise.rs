@@ -19,7 +19,7 @@ fn shards_may_come_in_any_order_and_blocks_show_when_whole() {
         let first = round as u64 * 100;
         let blocks = hashes(first..first + 7);
         let dump = client
-            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier, None)
             .unwrap();
         for shard in order {
             assert_eq!(client.lookup_on_prefix(&namespace, &blocks).unwrap(), 0);
@@ -55,7 +55,7 @@ fn threads_may_put_shards_at_once() {
     let namespace = open(&client);
     let blocks = hashes(0..12);
     let dump = client
-        .begin_dump(&namespace, blocks.clone(), None, Durability::Durable)
+        .begin_dump(&namespace, blocks.clone(), None, Durability::Durable, None)
         .unwrap();
     std::thread::scope(|scope| {
         for shard in 0..3 {
@@ -86,7 +86,7 @@ fn a_dump_that_is_dropped_or_aborted_leaves_no_trace() {
     let blocks = hashes(0..8);
     for abort in [true, false] {
         let dump = client
-            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+            .begin_dump(&namespace, blocks.clone(), None, Durability::Tier, None)
             .unwrap();
         let mut memory = Memory::full(&blocks, 0..1);
         // SAFETY: the memory outlives the task, which is waited for.
@@ -118,7 +118,7 @@ fn blocks_that_are_there_or_dont_fit_are_told_at_once() {
     let namespace = open(&client);
     super::rig::dump(&client, &namespace, &hashes(0..2), Durability::Memory);
     let dump = client
-        .begin_dump(&namespace, hashes(0..7), None, Durability::Memory)
+        .begin_dump(&namespace, hashes(0..7), None, Durability::Memory, None)
         .unwrap();
     let failed = dump.task().failed_blocks();
     // two are present at first, and make room for the last of four
@@ -126,7 +126,7 @@ fn blocks_that_are_there_or_dont_fit_are_told_at_once() {
     drop(dump);
     super::rig::dump(&client, &namespace, &hashes(0..2), Durability::Memory);
     let all = client
-        .begin_dump(&namespace, hashes(0..2), None, Durability::Memory)
+        .begin_dump(&namespace, hashes(0..2), None, Durability::Memory, None)
         .unwrap();
     let report = all.task().wait(PATIENCE).unwrap();
     assert!(
@@ -158,7 +158,7 @@ fn a_client_that_goes_ends_its_tasks() {
     let task = unsafe { client.dump(&namespace, request) }.unwrap();
     let dump = Arc::new(
         client
-            .begin_dump(&namespace, hashes(10..12), None, Durability::Tier)
+            .begin_dump(&namespace, hashes(10..12), None, Durability::Tier, None)
             .unwrap(),
     );
     drop(client);

@@ -2,11 +2,12 @@
 #![allow(dead_code)] // two test suites share it, and each uses a part
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::events::EventSink;
 use kvstored_core::tier::{Action, NamespaceInfo, Operation, Tier, TierStatistics};
 use parking_lot::Mutex;
 
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 pub struct MapTier {
     pub blocks: Mutex<BTreeMap<BlockKey, Vec<u8>>>,
     held: Mutex<Option<Vec<Operation>>>,
+    events: OnceLock<EventSink>,
 }
 
 impl MapTier {
@@ -52,7 +54,12 @@ impl MapTier {
                     .arena()
                     .read(operation.buffer.offset(), &mut image)
                     .unwrap();
-                self.blocks.lock().entry(key).or_insert(image);
+                let mut blocks = self.blocks.lock();
+                if blocks.insert(key, image).is_none()
+                    && let Some(events) = self.events.get()
+                {
+                    events.stored(&key.namespace, &key.hash);
+                }
                 Ok(())
             }
             Action::Read | Action::Verify => match self.blocks.lock().get(&key) {
@@ -102,10 +109,15 @@ impl Tier for MapTier {
 
     fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
         let mut blocks = self.blocks.lock();
-        hashes
+        let gone = hashes
             .iter()
-            .filter(|hash| blocks.remove(&namespace.key(**hash)).is_some())
-            .count() as u64
+            .filter(|hash| blocks.remove(&namespace.key(**hash)).is_some());
+        gone.inspect(|hash| {
+            if let Some(events) = self.events.get() {
+                events.removed(&namespace.namespace, hash);
+            }
+        })
+        .count() as u64
     }
 
     fn purge(&self, namespace: &Namespace) -> Result<u64> {
@@ -139,6 +151,10 @@ impl Tier for MapTier {
             *counts.entry(key.namespace).or_insert(0) += 1;
         }
         counts.into_iter().collect()
+    }
+
+    fn observe(&self, events: EventSink) {
+        let _ = self.events.set(events);
     }
 
     fn drain(&self, _deadline: Instant) -> Result<()> {

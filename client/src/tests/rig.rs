@@ -194,6 +194,18 @@ impl Memory {
         self.pieces.iter_mut().map(address).collect()
     }
 
+    /// Uses the memory for something else.
+    pub fn scribble(&mut self) {
+        for piece in &mut self.pieces {
+            piece.fill(0xEE);
+        }
+    }
+
+    /// Whether nobody has written to it since.
+    pub fn is_scribbled(&self) -> bool {
+        self.pieces.iter().flatten().all(|byte| *byte == 0xEE)
+    }
+
     /// Whether a block's bytes are right.
     pub fn is_right(&self, block: usize) -> bool {
         let right = Self::full(&self.blocks[block..=block], self.shards.clone());

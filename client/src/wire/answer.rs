@@ -1,13 +1,17 @@
 //! What the daemon answers.
 
+mod read;
+
 use kvstored_core::block::BlockKey;
 use kvstored_core::engine::VerifyReport;
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::events::{EventKind, Events};
 use kvstored_core::tier::Durability;
 
 use super::buffer::{Reader, Writer};
-use super::namespace::{durability_code, durability_from_code};
+use super::namespace::durability_code;
 use super::{MAX_JSON_BYTES, MAX_TEXT_BYTES};
+use read::read;
 
 /// An error as it travels: its kind and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +116,10 @@ pub enum Answer {
         /// Go on behind this one; at the end without.
         after: Option<BlockKey>,
     },
+    /// For each present block at the start of a run, the index in the pipeline of the fastest tier that has it.
+    Located(Vec<u8>),
+    /// Which blocks became visible in a tier and which left it.
+    Events(Events),
     /// Nothing to add.
     Done,
     /// The request as a whole failed.
@@ -135,6 +143,8 @@ impl Answer {
             Self::Verified { .. } => 138,
             Self::Done => 139,
             Self::Error(_) => 140,
+            Self::Located(_) => 141,
+            Self::Events(_) => 142,
         }
     }
 
@@ -235,115 +245,36 @@ impl Answer {
                 writer.optional_key(after.as_ref());
             }
             Self::Error(failure) => write_failure(writer, failure, MAX_TEXT_BYTES)?,
+            Self::Located(tiers) => {
+                writer.count("blocks", tiers.len())?;
+                writer.raw(tiers);
+            }
+            Self::Events(events) => {
+                writer.u64(events.first);
+                writer.u64(events.next);
+                writer.u8(u8::from(events.lost));
+                writer.count("events", events.events.len())?;
+                for event in &events.events {
+                    writer.u8(match event.kind {
+                        EventKind::Stored => STORED,
+                        EventKind::Removed => REMOVED,
+                    });
+                    writer.u8(event.tier);
+                    writer.raw(&event.key.namespace.0);
+                    writer.optional_hash(Some(&event.key.hash));
+                }
+            }
         }
         Ok(())
     }
 }
 
-fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Answer> {
-    Ok(match kind {
-        128 => {
-            let (protocol, arena_bytes) = (reader.u16()?, reader.u64()?);
-            let count = reader.count("tiers", 4)?;
-            let tier_names = (0..count)
-                .map(|_| reader.text("a tier's name"))
-                .collect::<Result<_>>()?;
-            Answer::Welcome {
-                protocol,
-                arena_bytes,
-                tier_names,
-            }
-        }
-        129 => Answer::Pong,
-        130 => Answer::Opened {
-            namespace: reader.u32()?,
-        },
-        131 => {
-            let count = reader.count("blocks", 0)?;
-            let bytes = reader.raw(count.div_ceil(8))?;
-            let bits = bytes
-                .iter()
-                .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
-            Answer::Present(bits.take(count).collect())
-        }
-        132 => Answer::Count(reader.u64()?),
-        133 => Answer::Acquired(blocks(reader, |reader, status| {
-            Ok(match status {
-                0 => Ok(Held {
-                    lease: reader.u64()?,
-                    offset: reader.u64()?,
-                    tier: reader.u8()?,
-                }),
-                code => Err(read_failure(reader, code)?),
-            })
-        })?),
-        134 => Answer::Reserved(blocks(reader, |reader, status| {
-            Ok(match status {
-                0 => Granted::Slot {
-                    reservation: reader.u64()?,
-                    offset: reader.u64()?,
-                },
-                PRESENT => Granted::Present,
-                code => Granted::Refused(read_failure(reader, code)?),
-            })
-        })?),
-        135 => Answer::Committed(blocks(reader, |reader, status| {
-            Ok(match status {
-                0 => Ok(durability_from_code(reader.u8()?)?),
-                code => Err(read_failure(reader, code)?),
-            })
-        })?),
-        136 => Answer::Json(reader.blob("a report", MAX_JSON_BYTES)?.to_vec()),
-        137 => {
-            let count = reader.count("keys", 49)?;
-            let mut keys = Vec::with_capacity(count);
-            for _ in 0..count {
-                keys.push(
-                    reader
-                        .optional_key()?
-                        .ok_or_else(|| Error::invalid("a key is missing"))?,
-                );
-            }
-            Answer::Keys(keys)
-        }
-        138 => Answer::Verified {
-            report: VerifyReport {
-                checked_blocks: reader.u64()?,
-                corrupt_blocks: reader.u64()?,
-                vanished_blocks: reader.u64()?,
-                unread_blocks: reader.u64()?,
-            },
-            after: reader.optional_key()?,
-        },
-        139 => Answer::Done,
-        140 => {
-            let code = reader.u8()?;
-            Answer::Error(read_failure(reader, code)?)
-        }
-        other => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("answer kind {other} is unknown to this build"),
-            ));
-        }
-    })
-}
+/// Kinds of events.
+const STORED: u8 = 0;
+const REMOVED: u8 = 1;
 
 /// Status of a block that is there already, apart from all error kinds.
 const PRESENT: u8 = 255;
-
-fn blocks<T>(
-    reader: &mut Reader<'_>,
-    mut one: impl FnMut(&mut Reader<'_>, u8) -> Result<T>,
-) -> Result<Vec<T>> {
-    let count = reader.count("blocks", 1)?;
-    let mut all = Vec::with_capacity(count);
-    for _ in 0..count {
-        let status = reader.u8()?;
-        all.push(one(reader, status)?);
-    }
-    Ok(all)
-}
 
 /// Messages of many failed blocks together stay far below the bound of a frame.
 fn message_limit(blocks: usize) -> usize {
@@ -358,14 +289,4 @@ fn write_failure(writer: &mut Writer, failure: &Failure, limit: usize) -> Result
         length -= 1;
     }
     writer.text("a message", failure.message.get(..length).unwrap_or_default())
-}
-
-fn read_failure(reader: &mut Reader<'_>, status: u8) -> Result<Failure> {
-    let code = status
-        .checked_sub(1)
-        .ok_or_else(|| Error::invalid("an error without a kind"))?;
-    Ok(Failure {
-        kind: ErrorKind::from_code(code),
-        message: reader.text("a message")?,
-    })
 }

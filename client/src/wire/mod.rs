@@ -33,7 +33,7 @@ use buffer::Writer;
 /// First two bytes of each frame.
 pub const MAGIC: u16 = 0x534B;
 /// Version of frames and messages.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 12;
 /// The largest frame, header included.
@@ -42,6 +42,8 @@ pub const MAX_FRAME_BYTES: usize = 8 << 20;
 pub const MAX_BODY_BYTES: usize = MAX_FRAME_BYTES - HEADER_BYTES;
 /// Most hashes, leases or reservations in one message.
 pub const MAX_BLOCKS: usize = 65_536;
+/// Most events in one message: a full answer takes half a megabyte.
+pub const MAX_EVENTS: usize = 8192;
 /// The longest text field.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 /// The longest JSON field of an answer.

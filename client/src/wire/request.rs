@@ -1,18 +1,18 @@
 //! What a client may ask.
 
+mod read;
+
 use std::borrow::Cow;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
-use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::error::Result;
 use kvstored_core::identity::Identity;
 use kvstored_core::layout::Layout;
 use kvstored_core::tier::Durability;
 
 use super::buffer::{Reader, Writer};
-use super::namespace::{
-    checked_shards, durability_code, durability_from_code, read_identity, read_layout, write_identity,
-    write_layout,
-};
+use super::namespace::{checked_shards, durability_code, write_identity, write_layout};
+use read::read;
 
 /// A request. Numbers of namespaces, leases and reservations hold within one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,13 @@ pub enum Request<'a> {
     },
     /// How many blocks at the start are there without a gap.
     LookupOnPrefix {
+        /// Number of an open namespace.
+        namespace: u32,
+        /// The blocks.
+        hashes: Cow<'a, [BlockHash]>,
+    },
+    /// For the present blocks at the start, which is the fastest tier that has each.
+    LocatePrefix {
         /// Number of an open namespace.
         namespace: u32,
         /// The blocks.
@@ -139,6 +146,13 @@ pub enum Request<'a> {
         /// Most blocks to check.
         limit: u32,
     },
+    /// Which blocks became visible in a tier and which left it; answered at once.
+    TakeEvents {
+        /// Only events after the one with this number; 0 for all there are.
+        after: u64,
+        /// Most events in the answer.
+        limit: u32,
+    },
     /// Answered when every accepted dump is durable in every tier.
     Drain {
         /// How long to wait, in milliseconds.
@@ -169,6 +183,8 @@ impl Request<'_> {
             Self::List { .. } => 17,
             Self::Verify { .. } => 18,
             Self::Drain { .. } => 19,
+            Self::LocatePrefix { .. } => 20,
+            Self::TakeEvents { .. } => 21,
         }
     }
 
@@ -224,6 +240,7 @@ impl Request<'_> {
             }
             Self::Lookup { namespace, hashes }
             | Self::LookupOnPrefix { namespace, hashes }
+            | Self::LocatePrefix { namespace, hashes }
             | Self::Acquire { namespace, hashes }
             | Self::Prefetch { namespace, hashes } => {
                 writer.u32(*namespace);
@@ -286,111 +303,11 @@ impl Request<'_> {
                 writer.optional_key(after.as_ref());
             }
             Self::Drain { timeout_ms } => writer.u32(*timeout_ms),
+            Self::TakeEvents { after, limit } => {
+                writer.u64(*after);
+                writer.u32(*limit);
+            }
         }
         Ok(())
     }
-}
-
-fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Request<'static>> {
-    Ok(match kind {
-        1 => Request::Hello {
-            protocol: reader.u16()?,
-            process: reader.u32()?,
-            name: reader.text("the client's name")?,
-        },
-        2 => Request::Ping,
-        3 => Request::OpenNamespace {
-            identity: Box::new(read_identity(reader)?),
-            layout: read_layout(reader)?,
-        },
-        4 => Request::Lookup {
-            namespace: reader.u32()?,
-            hashes: reader.hashes()?.into(),
-        },
-        5 => Request::LookupOnPrefix {
-            namespace: reader.u32()?,
-            hashes: reader.hashes()?.into(),
-        },
-        6 => Request::Acquire {
-            namespace: reader.u32()?,
-            hashes: reader.hashes()?.into(),
-        },
-        7 => Request::Release {
-            leases: reader.numbers("leases")?.into(),
-        },
-        8 => Request::ReportCorrupt { lease: reader.u64()? },
-        9 => Request::Reserve {
-            namespace: reader.u32()?,
-            wait_ms: reader.u32()?,
-            parent: reader.optional_hash()?,
-            hashes: reader.hashes()?.into(),
-        },
-        10 => {
-            let durability = durability_from_code(reader.u8()?)?;
-            let count = reader.count("reservations", 10)?;
-            let mut blocks = Vec::with_capacity(count);
-            for _ in 0..count {
-                let reservation = reader.u64()?;
-                let shards = usize::from(checked_shards(usize::from(reader.u16()?))?);
-                reader.expect_room(shards, 8)?;
-                let checksums = (0..shards).map(|_| reader.u64()).collect::<Result<Vec<u64>>>()?;
-                blocks.push((reservation, checksums));
-            }
-            Request::Commit {
-                blocks: blocks.into(),
-                durability,
-            }
-        }
-        11 => Request::Abort {
-            reservations: reader.numbers("reservations")?.into(),
-        },
-        12 => Request::Prefetch {
-            namespace: reader.u32()?,
-            hashes: reader.hashes()?.into(),
-        },
-        13 => Request::Evict {
-            namespace: reader.u32()?,
-            tier: if reader.flag()? {
-                Some(reader.text("a tier's name")?)
-            } else {
-                None
-            },
-            hashes: reader.hashes()?.into(),
-        },
-        14 => Request::Purge {
-            namespace: Namespace(reader.array()?),
-        },
-        15 => Request::Statistics,
-        16 => Request::Namespaces {
-            after: reader.optional_namespace()?,
-        },
-        17 | 18 => {
-            let (tier, limit) = (reader.u8()?, reader.limit()?);
-            let (namespace, after) = (reader.optional_namespace()?, reader.optional_key()?);
-            if kind == 17 {
-                Request::List {
-                    tier,
-                    namespace,
-                    after,
-                    limit,
-                }
-            } else {
-                Request::Verify {
-                    tier,
-                    namespace,
-                    after,
-                    limit,
-                }
-            }
-        }
-        19 => Request::Drain {
-            timeout_ms: reader.u32()?,
-        },
-        other => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("request kind {other} is unknown to this build"),
-            ));
-        }
-    })
 }

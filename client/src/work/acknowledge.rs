@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use kvstored_core::error::Result;
 use parking_lot::{Condvar, Mutex};
 
-use crate::session::{PooledSession, Ticket};
+use crate::session::{PooledSession, SLICE, Ticket};
 use crate::task::TaskState;
 
 use super::dump::committed;
 use super::{Core, closed};
+
+/// How long one is waited for while others are in line.
+const SHARED_SLICE: Duration = Duration::from_millis(5);
 
 /// Commits of one session that wait for their acknowledgement.
 pub(crate) struct Pending {
@@ -27,20 +30,28 @@ impl Pending {
         );
     }
 
-    /// Waits for every commit, oldest first.
-    fn finish(mut self, core: &Core) {
+    /// Takes acknowledgements, oldest first, waiting until `until` at most; gives itself back if some are missing.
+    fn advance(mut self, core: &Core, until: Instant) -> Option<Self> {
         while let Some((ticket, _)) = self.commits.front() {
-            let result: Result<()> = core
-                .wait(&mut *self.session, *ticket, &self.task, false)
-                .and_then(|answer| match self.commits.pop_front() {
+            let answer = match core.stopped(&self.task) {
+                Some(error) => Err(error),
+                None => self.session.finish(*ticket, until),
+            };
+            let taken = match answer {
+                Ok(None) => return Some(self),
+                Ok(Some(answer)) => match self.commits.pop_front() {
                     Some((_, window)) => committed(&self.task, window, answer),
                     None => Ok(()),
-                });
-            if let Err(error) = result {
+                },
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
                 self.fail(&error);
-                return self.session.discard();
+                self.session.discard();
+                return None;
             }
         }
+        None
     }
 }
 
@@ -50,7 +61,7 @@ struct State {
     closed: bool,
 }
 
-/// A thread that waits for acknowledgements, first come first served. The number of dump sessions bounds its line.
+/// A thread that waits for acknowledgements. The number of dump sessions bounds its line.
 #[derive(Default)]
 pub(crate) struct Acknowledger {
     state: Mutex<State>,
@@ -76,20 +87,31 @@ impl Acknowledger {
 
     /// The thread's body.
     pub(crate) fn run(core: &Core) {
-        let this = &core.acknowledger;
+        let mut line = VecDeque::new();
+        while core.acknowledger.more(&mut line) {
+            // the first is waited for and the others are looked at, so that none is stuck behind another
+            let slice = if line.len() > 1 { SHARED_SLICE } else { SLICE };
+            let mut until = core.runtime.deadline(slice);
+            for _ in 0..line.len() {
+                let pending = line.pop_front();
+                line.extend(pending.and_then(|pending: Pending| pending.advance(core, until)));
+                until = until.min(core.runtime.clock.now());
+            }
+        }
+    }
+
+    /// Takes what has come in line, and waits for something if there's nothing; `false` at the end.
+    fn more(&self, line: &mut VecDeque<Pending>) -> bool {
+        let mut state = self.state.lock();
         loop {
-            let mut state = this.state.lock();
-            let pending = loop {
-                if let Some(pending) = state.line.pop_front() {
-                    break pending;
-                }
-                if state.closed {
-                    return;
-                }
-                this.changed.wait(&mut state);
-            };
-            drop(state);
-            pending.finish(core);
+            line.append(&mut state.line);
+            if !line.is_empty() {
+                return true;
+            }
+            if state.closed {
+                return false;
+            }
+            self.changed.wait(&mut state);
         }
     }
 

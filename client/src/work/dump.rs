@@ -8,7 +8,7 @@ use kvstored_core::error::{ErrorKind, Result};
 use kvstored_core::tier::{Durability, NamespaceInfo};
 
 use crate::copy::CopyPlan;
-use crate::session::{PooledSession, Ticket, unexpected};
+use crate::session::{PooledSession, Ticket, Until, unexpected};
 use crate::task::{BlockOutcome, TaskState};
 use crate::wire::{Answer, Granted, Request};
 
@@ -59,13 +59,13 @@ impl DumpJob {
 
     /// Dumps windows until none is left; the acknowledger waits for the last commits.
     pub(crate) fn run(&self, core: &Core) {
-        let session = core
-            .dump_sessions
-            .take(self.task.deadline())
-            .and_then(|mut session| {
-                let number = session.namespace(&self.info, self.task.deadline())?;
-                Ok((session, number))
-            });
+        let stopped = || core.stopped(&self.task);
+        let until = Until::Stopped(&stopped);
+        let session = until.check(&core.runtime).and_then(|()| {
+            let mut session = core.dump_sessions.take(until)?;
+            let number = session.namespace(&self.info, until)?;
+            Ok((session, number))
+        });
         let (session, number) = match session {
             Ok(session) => session,
             Err(error) => return self.task.fail(self.claims.claim_all(), &error),
@@ -135,7 +135,7 @@ impl Dumping<'_> {
             let Some((ticket, _)) = self.reserves.front() else {
                 return Ok(());
             };
-            let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task, true) {
+            let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task) {
                 Err(error) if error.kind() == ErrorKind::Busy => None,
                 answer => Some(answer?),
             };
@@ -163,7 +163,7 @@ impl Dumping<'_> {
             return Vec::new();
         }
         if self.fruitless > 0 {
-            self.core.back_off(self.fruitless - 1);
+            self.core.back_off(self.fruitless - 1, &self.job.task);
         }
         let count = self.retry.len().min(self.job.window);
         self.retry.drain(..count).collect()
@@ -184,7 +184,7 @@ impl Dumping<'_> {
             hashes: hashes.into(),
             wait_ms: WAIT_MS,
         };
-        let begun = self.session.begin(request, self.job.task.deadline());
+        let begun = self.session.begin(request);
         // it's in line even if it failed: then it's failed together with the others
         self.reserves
             .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
@@ -234,13 +234,19 @@ impl Dumping<'_> {
         } else {
             0
         };
+        // a block that ends as cancelled must not become visible: its slot goes back with the session
+        if let Some(error) = stopped.or_else(|| self.core.stopped(task)) {
+            let failed = |index| (index, BlockOutcome::Failed(error.clone()));
+            task.finish(ended.into_iter().chain(indices.into_iter().map(failed)));
+            return Err(error);
+        }
         task.finish(ended);
         if !filled.is_empty() {
             let request = Request::Commit {
                 blocks: filled.into(),
                 durability: self.job.durability,
             };
-            let begun = self.session.begin(request, task.deadline());
+            let begun = self.session.begin(request);
             self.commits
                 .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), indices));
             begun?;
@@ -248,12 +254,12 @@ impl Dumping<'_> {
         while self.commits.len() > MAX_COMMITS
             && let Some((ticket, _)) = self.commits.front()
         {
-            let answer = self.core.wait(&mut *self.session, *ticket, task, true)?;
+            let answer = self.core.wait(&mut *self.session, *ticket, task)?;
             if let Some((_, window)) = self.commits.pop_front() {
                 committed(task, window, answer)?;
             }
         }
-        stopped.map_or(Ok(()), Err)
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use kvstored_core::tier::NamespaceInfo;
 
 use crate::copy::CopyPlan;
 use crate::request::LoadOrder;
-use crate::session::{PooledSession, Ticket, unexpected};
+use crate::session::{PooledSession, Ticket, Until, unexpected};
 use crate::task::{BlockOutcome, TaskState};
 use crate::wire::{Answer, Held, Request};
 
@@ -75,8 +75,11 @@ impl LoadJob {
 
     /// Loads windows until none is left.
     pub(crate) fn run(&self, core: &Core) {
-        let session = core.sessions.take(self.task.deadline()).and_then(|mut session| {
-            let number = session.namespace(&self.info, self.task.deadline())?;
+        let stopped = || core.stopped(&self.task);
+        let until = Until::Stopped(&stopped);
+        let session = until.check(&core.runtime).and_then(|()| {
+            let mut session = core.sessions.take(until)?;
+            let number = session.namespace(&self.info, until)?;
             Ok((session, number))
         });
         let (session, number) = match session {
@@ -207,6 +210,9 @@ impl Loading<'_> {
             }
             let Some(landed) = self.land()? else { break };
             for block in &landed {
+                if let Some(error) = self.core.stopped(task) {
+                    return Err(error);
+                }
                 let outcome = self.copy(block, shards.start..shards.start + 1)?;
                 outcomes.push((!matches!(outcome, BlockOutcome::Loaded { .. })).then_some(outcome));
             }
@@ -247,7 +253,7 @@ impl Loading<'_> {
             return Vec::new();
         }
         if self.fruitless > 0 {
-            self.core.back_off(self.fruitless - 1);
+            self.core.back_off(self.fruitless - 1, &self.job.task);
         }
         let count = self.retry.len().min(limit);
         self.retry.drain(..count).collect()
@@ -262,7 +268,7 @@ impl Loading<'_> {
             namespace: self.number,
             hashes: hashes.into(),
         };
-        let begun = self.session.begin(request, self.job.task.deadline());
+        let begun = self.session.begin(request);
         // it's in line even if it failed: then it's failed together with the others
         self.flights
             .push_back((begun.as_ref().copied().unwrap_or(Ticket(0)), window));
@@ -274,7 +280,7 @@ impl Loading<'_> {
         let Some((ticket, _)) = self.flights.front() else {
             return Ok(None);
         };
-        let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task, true) {
+        let answer = match self.core.wait(&mut *self.session, *ticket, &self.job.task) {
             Err(error) if error.kind() == ErrorKind::Busy => None,
             answer => Some(answer?),
         };

@@ -7,31 +7,32 @@
 
 mod acknowledge;
 mod dump;
+mod keeper;
 mod load;
 mod queue;
 mod shards;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::runtime::{Runtime, ThreadHandle};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
-use crate::session::{Pool, Session, Source, Ticket};
+use crate::session::{Pool, SLICE, Session, Source, Ticket};
 use crate::settings::ClientSettings;
 use crate::task::TaskState;
 use crate::wire::Answer;
 
 pub(crate) use acknowledge::Acknowledger;
 pub(crate) use dump::DumpJob;
+pub(crate) use keeper::Keeper;
 pub(crate) use load::LoadJob;
 pub(crate) use queue::{Job, Queue};
 pub(crate) use shards::{LayerwiseDump, ShardBlock, ShardJob};
 
-/// How long a stream waits at a time before it looks whether its task was cancelled.
-const SLICE: Duration = Duration::from_millis(20);
 /// Sessions for calls, besides one per stream.
 const CALL_SESSIONS: usize = 16;
 /// Sessions whose dumps are being filled or acknowledged.
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) dump_sessions: Arc<Pool>,
     pub(crate) queue: Queue,
     pub(crate) acknowledger: Acknowledger,
+    pub(crate) keeper: Arc<Keeper>,
     closing: AtomicBool,
     threads: Mutex<Vec<ThreadHandle>>,
 }
@@ -61,6 +63,7 @@ impl Core {
             dump_sessions: Pool::new(source, runtime.clone(), DUMP_SESSIONS),
             queue: Queue::new(settings.queue_depth, streams),
             acknowledger: Acknowledger::default(),
+            keeper: Arc::default(),
             closing: AtomicBool::new(false),
             threads: Mutex::default(),
             settings,
@@ -68,6 +71,8 @@ impl Core {
         });
         let own = core.clone();
         let mut spawned = core.spawn("kvstored-acknowledge", move || Acknowledger::run(&own));
+        let own = core.clone();
+        spawned = spawned.and_then(|()| core.spawn("kvstored-keep", move || Keeper::run(&own)));
         for stream in 0..streams {
             let own = core.clone();
             spawned =
@@ -99,9 +104,10 @@ impl Core {
         self.closing.store(true, Ordering::Release);
         let waiting = self.queue.close();
         for job in waiting {
-            job.fail(&closed());
+            job.fail(self, &closed());
         }
         self.acknowledger.close();
+        self.keeper.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             thread.join();
@@ -116,45 +122,61 @@ impl Core {
         task.stopped()
     }
 
-    /// Waits for an answer until the task is cancelled or late; copies shards meanwhile where `helps`.
-    pub(crate) fn wait(
-        &self,
-        session: &mut dyn Session,
-        ticket: Ticket,
-        task: &TaskState,
-        helps: bool,
-    ) -> Result<Answer> {
+    /// The state of a new task.
+    pub(crate) fn task(&self, blocks: usize, shards: Range<usize>, deadline: Instant) -> Arc<TaskState> {
+        TaskState::new(
+            blocks,
+            shards,
+            self.runtime.clone(),
+            self.keeper.clone(),
+            deadline,
+        )
+    }
+
+    /// Puts a job in line. Fails with `Busy` when the line is full.
+    pub(crate) fn push(&self, job: Job) -> Result<()> {
+        let deadline = job.deadline();
+        self.queue.push(job)?;
+        self.keeper.expect(deadline);
+        Ok(())
+    }
+
+    /// Waits for an answer until the task is cancelled or late; copies shards meanwhile.
+    pub(crate) fn wait(&self, session: &mut dyn Session, ticket: Ticket, task: &TaskState) -> Result<Answer> {
         loop {
             if let Some(error) = self.stopped(task) {
                 return Err(error);
             }
-            if let Some(answer) = session.finish(ticket, self.slice(task.deadline()))? {
+            let slice = self.runtime.deadline(SLICE).min(task.deadline());
+            if let Some(answer) = session.finish(ticket, slice)? {
                 return Ok(answer);
             }
-            if helps {
-                self.pause(Duration::ZERO);
-            }
+            self.help(Duration::ZERO, task);
         }
     }
 
-    fn slice(&self, deadline: Instant) -> Instant {
-        self.runtime.deadline(SLICE).min(deadline)
-    }
-
-    /// Waits without a core, or copies a shard if one comes by. Tasks in line that must not go on end meanwhile.
-    fn pause(&self, timeout: Duration) {
-        for (job, error) in self.queue.take_stopped() {
-            job.fail(&error);
-        }
+    /// Waits without a core, or copies a shard if one comes by, for as long as the own task is to go on.
+    fn help(&self, timeout: Duration, task: &TaskState) {
         if let Some(job) = self.queue.take_shard(timeout) {
-            job.run(self);
+            while self.stopped(task).is_none() && job.copy_window(self) {}
         }
     }
 
     /// The pause after `fruitless` attempts in a row that found no room.
-    pub(crate) fn back_off(&self, fruitless: u32) {
-        self.pause(Duration::from_millis(1 << fruitless.min(6)).min(Duration::from_millis(50)));
+    pub(crate) fn back_off(&self, fruitless: u32, task: &TaskState) {
+        self.help(pause(fruitless), task);
     }
+}
+
+/// Waits, without a core.
+pub(crate) fn rest(timeout: Duration) {
+    let (nobody, notifies) = (Mutex::new(()), Condvar::new());
+    notifies.wait_for(&mut nobody.lock(), timeout);
+}
+
+/// How long to pause after `fruitless` attempts in a row that found no room.
+pub(crate) fn pause(fruitless: u32) -> Duration {
+    Duration::from_millis(1 << fruitless.min(6)).min(Duration::from_millis(50))
 }
 
 /// What a task whose client is gone ends with.

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvstored_core::error::{Error, ErrorKind, Result};
 use parking_lot::{Condvar, Mutex};
 
-use super::{DumpJob, LoadJob, ShardJob, closed};
+use super::{Core, DumpJob, LoadJob, ShardJob, closed};
 
 /// A task's work. Several streams may run one job: each claims windows of it.
 #[derive(Clone)]
@@ -33,16 +33,24 @@ impl Job {
         match self {
             Self::Load(job) => job.task.stopped(),
             Self::Dump(job) => job.task.stopped(),
-            Self::Shard(job) => job.task.stopped(),
+            Self::Shard(job) => job.stopped(),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        match self {
+            Self::Load(job) => job.task.deadline(),
+            Self::Dump(job) => job.task.deadline(),
+            Self::Shard(job) => job.task.deadline(),
         }
     }
 
     /// Ends all blocks that nobody has claimed.
-    pub(crate) fn fail(&self, error: &Error) {
+    pub(crate) fn fail(&self, core: &Core, error: &Error) {
         match self {
             Self::Load(job) => job.task.fail(job.claims.claim_all(), error),
             Self::Dump(job) => job.task.fail(job.claims.claim_all(), error),
-            Self::Shard(job) => job.fail_rest(error),
+            Self::Shard(job) => job.fail_rest(core, error),
         }
     }
 }
@@ -173,12 +181,14 @@ impl Queue {
         }
     }
 
-    /// Loads and dumps in line that were cancelled or are late, with the reason: they need not wait for a stream.
+    /// Takes jobs that were cancelled or are late out of line, with the reason: they need not wait for a stream.
     pub(crate) fn take_stopped(&self) -> Vec<(Job, Error)> {
         let mut state = self.state.lock();
-        let State { loads, dumps, .. } = &mut *state;
+        let State {
+            shards, loads, dumps, ..
+        } = &mut *state;
         let mut stopped = Vec::new();
-        for line in [loads, dumps] {
+        for line in [shards, loads, dumps] {
             line.retain(|job| match job.stopped() {
                 Some(error) => {
                     stopped.push((job.clone(), error));
@@ -188,6 +198,13 @@ impl Queue {
             });
         }
         stopped
+    }
+
+    /// The earliest deadline of the jobs in line.
+    pub(crate) fn earliest_deadline(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let lines = [&state.shards, &state.loads, &state.dumps];
+        lines.into_iter().flatten().map(Job::deadline).min()
     }
 
     /// Lets every stream end; gives back the jobs that wait.

@@ -37,7 +37,7 @@ struct State {
     begun: Vec<bool>,
     /// Windows being copied: their slots must not be given back yet.
     copying: usize,
-    aborted: bool,
+    aborted: Option<Error>,
     /// Reservations of blocks that were given up.
     unwanted: Vec<u64>,
     commits: VecDeque<(Ticket, Vec<usize>)>,
@@ -70,7 +70,7 @@ impl LayerwiseDump {
             blocks,
             begun: vec![false; shards],
             copying: 0,
-            aborted: false,
+            aborted: None,
             unwanted: Vec::new(),
             commits: VecDeque::new(),
             session,
@@ -83,12 +83,12 @@ impl LayerwiseDump {
         }
     }
 
-    /// Notes that a shard is on its way. Fails with `AlreadyExists` if it was before, and `Cancelled` after an
-    /// abort.
+    /// Notes that a shard is on its way. Fails with `AlreadyExists` if it was before, and after an abort
+    /// with its reason.
     pub(crate) fn begin_shard(&self, shard: usize) -> Result<()> {
         let mut state = self.state.lock();
-        if state.aborted {
-            return Err(Error::new(ErrorKind::Cancelled, "the dump was aborted"));
+        if let Some(error) = &state.aborted {
+            return Err(error.clone());
         }
         let count = state.begun.len();
         match state.begun.get_mut(shard) {
@@ -118,10 +118,21 @@ impl LayerwiseDump {
         self.state.lock().begun.iter().all(|begun| *begun)
     }
 
+    /// Whether nothing is left to be done but waiting for acknowledgements.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.lock().session.is_none()
+    }
+
+    /// Gives up some blocks.
+    fn give_up(&self, core: &Core, blocks: &[usize], error: &Error) {
+        let mut state = self.state.lock();
+        self.end(core, &mut state, blocks, error);
+    }
+
     /// Gives up all blocks that aren't committed.
     pub(crate) fn abort(&self, core: &Core, error: &Error) {
         let mut state = self.state.lock();
-        state.aborted = true;
+        state.aborted.get_or_insert_with(|| error.clone());
         let open: Vec<usize> = open_blocks(&state);
         self.end(core, &mut state, &open, error);
     }
@@ -183,7 +194,10 @@ impl LayerwiseDump {
         let state = &mut *guard;
         state.copying -= 1;
         let (mut whole, mut indices, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        // a block that ends as cancelled must not become visible
+        let stopped = core.stopped(&self.task);
         for (index, result) in copied {
+            let result = stopped.as_ref().map_or(result, |error| Err(error.clone()));
             let Some(block) = state.blocks.get_mut(index) else {
                 continue;
             };
@@ -217,7 +231,7 @@ impl LayerwiseDump {
                 blocks: whole.into(),
                 durability: self.durability,
             };
-            match session.begin(request, core.runtime.deadline(core.settings.timeout)) {
+            match session.begin(request) {
                 Ok(ticket) => state.commits.push_back((ticket, indices)),
                 Err(error) => self.task.fail(indices, &error),
             }
@@ -226,6 +240,15 @@ impl LayerwiseDump {
             self.end(core, state, &[index], &error);
         }
         self.settle(core, state);
+    }
+}
+
+impl Drop for LayerwiseDump {
+    fn drop(&mut self) {
+        // slots that nobody will fill go back with the session
+        if let Some(session) = self.state.get_mut().session.take() {
+            session.discard();
+        }
     }
 }
 
@@ -268,46 +291,54 @@ impl ShardJob {
         }
     }
 
+    /// Why it must not go on: it, or the dump as a whole, was cancelled or is late.
+    pub(crate) fn stopped(&self) -> Option<Error> {
+        self.task.stopped().or_else(|| self.dump.task.stopped())
+    }
+
     /// Copies windows until none is left.
     pub(crate) fn run(&self, core: &Core) {
-        loop {
-            let window = self.claims.claim();
-            if window.is_empty() {
-                return;
-            }
-            let (mut copied, mut outcomes) =
-                (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
-            for (index, place) in self.dump.begin_window(&window) {
-                let stopped = core.stopped(&self.task).or_else(|| core.stopped(&self.dump.task));
-                let outcome = match (place, stopped) {
-                    (Ok(offset), None) => {
-                        let result = self
-                            .plan
-                            .copy_in(index, self.shard, &self.dump.arena, offset as usize);
-                        let outcome = match &result {
-                            Ok(_) => BlockOutcome::Copied,
-                            Err(error) => BlockOutcome::Failed(error.clone()),
-                        };
-                        copied.push((index, result));
-                        outcome
-                    }
-                    (Ok(_), Some(error)) => {
-                        copied.push((index, Err(error.clone())));
-                        BlockOutcome::Failed(error)
-                    }
-                    (Err(outcome), _) => outcome,
-                };
-                outcomes.push((index, outcome));
-            }
-            self.dump.end_window(core, self.shard, copied);
-            self.task.finish(outcomes);
+        while self.copy_window(core) {}
+    }
+
+    /// Copies one window; `false` when none is left.
+    pub(crate) fn copy_window(&self, core: &Core) -> bool {
+        let window = self.claims.claim();
+        if window.is_empty() {
+            return false;
         }
+        let (mut copied, mut outcomes) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
+        for (index, place) in self.dump.begin_window(&window) {
+            let stopped = core.stopped(&self.task).or_else(|| core.stopped(&self.dump.task));
+            let outcome = match (place, stopped) {
+                (Ok(offset), None) => {
+                    let result = self
+                        .plan
+                        .copy_in(index, self.shard, &self.dump.arena, offset as usize);
+                    let outcome = match &result {
+                        Ok(_) => BlockOutcome::Copied,
+                        Err(error) => BlockOutcome::Failed(error.clone()),
+                    };
+                    copied.push((index, result));
+                    outcome
+                }
+                (Ok(_), Some(error)) => {
+                    copied.push((index, Err(error.clone())));
+                    BlockOutcome::Failed(error)
+                }
+                (Err(outcome), _) => outcome,
+            };
+            outcomes.push((index, outcome));
+        }
+        self.dump.end_window(core, self.shard, copied);
+        self.task.finish(outcomes);
+        true
     }
 
     /// Ends the blocks that nobody has claimed: without this shard they can't become whole.
-    pub(crate) fn fail_rest(&self, error: &Error) {
+    pub(crate) fn fail_rest(&self, core: &Core, error: &Error) {
         let rest = self.claims.claim_all();
-        self.dump.task.fail(rest.iter().copied(), error);
+        self.dump.give_up(core, &rest, error);
         self.task.fail(rest, error);
     }
 }

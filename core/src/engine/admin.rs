@@ -31,7 +31,7 @@ pub type VerifyDone = Box<dyn FnOnce(VerifyReport, Option<BlockKey>) + Send>;
 
 impl Engine {
     /// Every tier, memory first.
-    fn all_tiers(&self) -> impl Iterator<Item = &dyn Tier> {
+    pub(super) fn all_tiers(&self) -> impl Iterator<Item = &dyn Tier> {
         let memory: &dyn Tier = &*self.memory;
         std::iter::once(memory).chain(self.lower.iter().map(|tier| &**tier))
     }

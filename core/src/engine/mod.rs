@@ -8,6 +8,7 @@ mod acquire;
 mod admin;
 mod flights;
 mod histogram;
+mod lookup;
 mod reserve;
 mod statistics;
 mod write_through;
@@ -17,8 +18,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::block::{BlockHash, Namespace};
+use crate::block::Namespace;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{EventLog, EventSink, Events};
 use crate::identity::Identity;
 use crate::layout::Layout;
 use crate::memory::{Arena, SlotGuard};
@@ -48,6 +50,8 @@ pub struct EngineSettings {
     pub max_parked_requests: usize,
     /// Most namespaces open at once.
     pub max_namespaces: usize,
+    /// Latest events that are kept for whoever asks for them.
+    pub event_capacity: usize,
 }
 
 impl Default for EngineSettings {
@@ -58,6 +62,7 @@ impl Default for EngineSettings {
             write_depth_bytes: 128 << 20,
             max_parked_requests: 4096,
             max_namespaces: 65_536,
+            event_capacity: 65_536,
         }
     }
 }
@@ -89,6 +94,7 @@ pub struct Engine {
     pub(crate) writes: Vec<Mutex<WriteQueue>>,
     pub(crate) parking: Parking,
     pub(crate) counters: Counters,
+    events: Arc<EventLog>,
 }
 
 impl Engine {
@@ -101,6 +107,11 @@ impl Engine {
         memory_in_pipeline: bool,
         lower: Vec<Arc<dyn Tier>>,
     ) -> Arc<Self> {
+        let events = EventLog::new(&runtime, settings.event_capacity);
+        memory.observe(EventSink::new(events.clone(), 0));
+        for (index, tier) in lower.iter().enumerate() {
+            tier.observe(EventSink::new(events.clone(), index as u8 + 1));
+        }
         let engine = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             settings,
@@ -113,6 +124,7 @@ impl Engine {
             counters: Counters::new(1 + lower.len()),
             memory,
             lower,
+            events,
         });
         let weak = engine.this.clone();
         engine.memory.on_room(Arc::new(move || {
@@ -208,43 +220,10 @@ impl Engine {
         })
     }
 
-    /// Sets `present[i]` for every block that some tier has. Memory only: no I/O.
-    pub fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
-        let started = self.runtime.clock.now();
-        self.memory.lookup(namespace, hashes, present);
-        for tier in &self.lower {
-            if present.iter().all(|found| *found) {
-                break;
-            }
-            tier.lookup(namespace, hashes, present);
-        }
-        self.counters
-            .lookup
-            .record(self.runtime.clock.now().saturating_duration_since(started));
-    }
-
-    /// How many blocks at the start of `hashes` are there without a gap, whichever tiers have them.
-    pub fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
-        let started = self.runtime.clock.now();
-        let mut found = 0;
-        // tiers take turns extending the prefix until none can
-        loop {
-            let before = found;
-            found += self.memory.lookup_on_prefix(namespace, &hashes[found..]);
-            for tier in &self.lower {
-                if found == hashes.len() {
-                    break;
-                }
-                found += tier.lookup_on_prefix(namespace, &hashes[found..]);
-            }
-            if found == before || found == hashes.len() {
-                break;
-            }
-        }
-        self.counters
-            .lookup
-            .record(self.runtime.clock.now().saturating_duration_since(started));
-        found
+    /// Up to `limit` events after the one numbered `after`: which blocks became visible in a tier, and which left it.
+    /// The first call switches recording on; about a minute after the last it stops. See [`EventLog::take`].
+    pub fn take_events(&self, after: u64, limit: usize) -> Events {
+        self.events.take(after, limit)
     }
 
     fn check_request(&self, blocks: usize) -> Result<()> {

@@ -3,6 +3,7 @@
 mod basic;
 mod capacity;
 mod corruption;
+mod events;
 mod faults;
 mod killed;
 mod measure;

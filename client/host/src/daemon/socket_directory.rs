@@ -64,7 +64,7 @@ mod tests {
     fn a_directory_that_others_may_change_is_refused_in_a_shared_place() {
         let directory = tempfile::tempdir().unwrap();
         let open = |path: &Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         open(directory.path(), 0o777);
         let below = directory.path().join("run");

@@ -2,6 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kvstored_core::error::ErrorKind;
+use kvstored_core::events::{Event, EventKind};
 use kvstored_core::tier::Durability;
 
 use super::rig::{Memory, PATIENCE, dump, dumped, hashes, load, loaded, open, settings};
@@ -57,7 +58,7 @@ fn several_threads_dump_layerwise_and_whole_and_load_each_others_blocks() {
                         continue;
                     }
                     let dump = client
-                        .begin_dump(&namespace, blocks.clone(), None, Durability::Tier)
+                        .begin_dump(&namespace, blocks.clone(), None, Durability::Tier, None)
                         .unwrap();
                     for shard in [
                         (round as usize + 1) % 3,
@@ -89,6 +90,52 @@ fn several_threads_dump_layerwise_and_whole_and_load_each_others_blocks() {
         }
     });
     assert!(served.rig.eventually(|| served.rig.is_wholly_evictable(40)));
+}
+
+#[test]
+fn a_long_prefix_is_located_in_parts() {
+    let served = Served::new(5000);
+    let client = served.client();
+    let namespace = open(&client);
+    let blocks = hashes(0..4500);
+    assert_eq!(
+        dumped(&dump(&client, &namespace, &blocks, Durability::Tier)),
+        4500
+    );
+    client
+        .evict(&namespace, &blocks[2000..4100], Some("Cache"))
+        .unwrap();
+    let asked = hashes(0..9000);
+    let tiers = client.locate_prefix(&namespace, &asked).unwrap();
+    assert_eq!(tiers.len(), 4500);
+    assert_eq!(tiers.len(), client.lookup_on_prefix(&namespace, &asked).unwrap());
+    for (index, tier) in tiers.into_iter().enumerate() {
+        assert_eq!(tier, u8::from((2000..4100).contains(&index)), "block {index}");
+    }
+    client.evict(&namespace, &blocks[2048..2049], None).unwrap();
+    assert_eq!(client.locate_prefix(&namespace, &asked).unwrap().len(), 2048);
+}
+
+#[test]
+fn every_client_may_ask_for_events() {
+    let served = Served::new(16);
+    let (client, other) = (served.client(), served.client());
+    let namespace = open(&client);
+    let start = client.take_events(0, 10).unwrap().next;
+    dump(&client, &namespace, &hashes(0..5), Durability::Tier);
+    client.evict(&namespace, &hashes(1..3), Some("Cache")).unwrap();
+    for client in [client, other] {
+        let events = client.take_events(start, usize::MAX).unwrap();
+        assert_eq!((events.first, events.lost), (start + 1, false));
+        assert_eq!(events.next, start + 12);
+        let count = |kind, tier| {
+            let like = |event: &&Event| (event.kind, event.tier) == (kind, tier);
+            events.events.iter().filter(like).count()
+        };
+        assert_eq!(count(EventKind::Stored, 0), 5);
+        assert_eq!(count(EventKind::Stored, 1), 5);
+        assert_eq!(count(EventKind::Removed, 0), 2);
+    }
 }
 
 #[test]
