@@ -5,11 +5,11 @@ use std::process::Command;
 use crate::process::{self, Failure, Outcome};
 use crate::setup;
 use crate::workspace::Workspace;
-use crate::{edges, fuzz, manifest};
+use crate::{edges, fuzz, manifest, python};
 
 /// All of it, cheapest first. Goes on after a failure and fails at the end, so that one run tells everything.
 pub fn run(workspace: &Workspace) -> Outcome {
-    let failures: Vec<Failure> = [format, dependency_edges, clippy, deny]
+    let failures: Vec<Failure> = [format, dependency_edges, python::lint, clippy, deny]
         .iter()
         .filter_map(|step| step(workspace).err())
         .inspect(|failure| eprintln!("lint: {failure}"))

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | lint | fuzz | crash`.
+//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -7,6 +7,7 @@
     reason = "developer commands wait for real processes in real time; nothing here is simulated"
 )]
 
+mod counts;
 mod crash;
 mod demo;
 mod edges;
@@ -14,6 +15,7 @@ mod fuzz;
 mod lint;
 mod manifest;
 mod process;
+mod python;
 mod setup;
 mod test;
 mod workspace;
@@ -41,9 +43,19 @@ enum Command {
         #[arg(long)]
         trace: Option<PathBuf>,
     },
+    /// Serve prompts from a real vLLM over the daemon twice, restarting vLLM in between, and compare the times
+    VllmDemo(python::DemoOptions),
     /// Everything that continuous integration runs: lint, tests, benches, short fuzzing, short power cuts
     Test,
-    /// Formatting, dependency edges, clippy, licences and bans
+    /// The Python tests with a real vLLM, or those that the arguments name
+    VllmTest {
+        /// Arguments of pytest; paths are relative to the folder `python`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<PathBuf>,
+    },
+    /// Set up the Python environments with the package in them, and say where they are
+    Python,
+    /// Formatting, dependency edges, clippy, licences and bans, and the Python code's formatting and lints
     Lint,
     /// Run every fuzz target for a while
     Fuzz {
@@ -73,7 +85,10 @@ fn run(command: Command) -> Outcome {
     let workspace = Workspace::load()?;
     match command {
         Command::Demo { trace } => demo::run(&workspace, trace),
+        Command::VllmDemo(options) => python::run_demo(&workspace, &options),
         Command::Test => test::run(&workspace),
+        Command::VllmTest { arguments } => python::run_vllm_tests_with(&workspace, &arguments),
+        Command::Python => python::set_up(&workspace),
         Command::Lint => lint::run(&workspace),
         Command::Fuzz { seconds, target } => fuzz::run(&workspace, seconds, target.as_deref()),
         Command::Crash(options) => crash::run(&workspace, &options),

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 pub type Outcome = Result<(), Failure>;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// What an interrupted program has for stopping what it started.
+const INTERRUPT_GRACE: Duration = Duration::from_mins(1);
 
 /// The cargo that runs us, so that nested runs use the same toolchain.
 pub fn cargo() -> OsString {
@@ -86,6 +89,62 @@ pub fn run_inspected(command: &mut Command, inspect: impl Fn(&str) + Sync) -> Ou
     check(command, status)
 }
 
+/// The same in a process group of its own and with a limit. At the limit the program is interrupted, as Ctrl-C does; when
+/// it doesn't end then it is killed. What is left of the group is killed in any case.
+///
+/// Ctrl-C in the terminal doesn't reach such a group: the program must end by itself when we do.
+pub fn run_limited(command: &mut Command, limit: Duration, inspect: impl Fn(&str) + Sync) -> Outcome {
+    announce(command);
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{}: {error}", spelled(command)))?;
+    let group = process_id(&child)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let inspect = &inspect;
+    let deadline = Instant::now() + limit;
+    let status = std::thread::scope(|scope| {
+        scope.spawn(move || stdout.map(|stream| pass_on(stream, &mut io::stdout(), inspect)));
+        scope.spawn(move || stderr.map(|stream| pass_on(stream, &mut io::stderr(), inspect)));
+        let ended = wait_with_deadline(&mut child, deadline);
+        if matches!(ended, Ok(None)) {
+            let _ = rustix::process::kill_process(group, Signal::INT);
+            let _ = wait_with_deadline(&mut child, Instant::now() + INTERRUPT_GRACE);
+        }
+        // also what outlived the program; and the streams end, which the threads above wait for
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        let _ = child.wait();
+        ended
+    })?;
+    match status {
+        Some(status) => check(command, status),
+        None => Err(format!(
+            "`{}` still ran after {} s and was ended",
+            spelled(command),
+            limit.as_secs()
+        )
+        .into()),
+    }
+}
+
+fn wait_with_deadline(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() > deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn process_id(child: &Child) -> Result<Pid, Failure> {
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    Ok(id.ok_or("no process id")?)
+}
+
 fn pass_on(stream: impl Read, shown: &mut impl Write, inspect: &(impl Fn(&str) + Sync)) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
@@ -142,11 +201,7 @@ impl Guarded {
 
     /// Sends SIGTERM and waits. Fails unless it exits with 0 within the limit.
     pub fn terminate(mut self, limit: Duration) -> Outcome {
-        let process = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or("no process id")?;
-        rustix::process::kill_process(process, Signal::TERM)?;
+        rustix::process::kill_process(process_id(&self.child)?, Signal::TERM)?;
         self.finish(limit)
     }
 
@@ -176,5 +231,60 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_limited_program_that_ends_in_time_is_judged_by_its_status() {
+        let lines = Mutex::new(Vec::new());
+        let note = |line: &str| lines.lock().unwrap().push(line.to_owned());
+        run_limited(&mut shell("echo one; echo two >&2"), Duration::from_mins(1), note).unwrap();
+        let mut seen = lines.lock().unwrap().clone();
+        seen.sort();
+        assert_eq!(seen, ["one", "two"]);
+        let error = run_limited(&mut shell("exit 3"), Duration::from_mins(1), |_| ()).unwrap_err();
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn a_program_over_its_limit_is_ended() {
+        let mut command = Command::new("sleep");
+        let error = run_limited(command.arg("600"), Duration::from_millis(50), |_| ()).unwrap_err();
+        assert!(error.to_string().contains("was ended"), "{error}");
+    }
+
+    #[test]
+    fn what_a_limited_program_leaves_behind_is_killed() {
+        let left = Mutex::new(String::new());
+        // it holds the streams open, which would hang us too
+        run_limited(
+            &mut shell("sleep 600 & echo $!"),
+            Duration::from_mins(1),
+            |line| line.clone_into(&mut left.lock().unwrap()),
+        )
+        .unwrap();
+        let process = left.lock().unwrap().clone();
+        let gone = || {
+            let state = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            // or dead and not collected yet
+            state.is_empty() || state.contains(") Z ") || state.contains(") X ")
+        };
+        // its streams close a little before it is dead
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !gone() && Instant::now() < deadline {
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        assert!(gone(), "process {process} still runs");
     }
 }

@@ -37,8 +37,13 @@ pub fn debian_program(name: &str, package: &str) -> Outcome {
         return Ok(());
     }
     eprintln!("{name} isn't installed; installing the package {package}");
-    if !rustix::process::geteuid().is_root() {
-        return Err(format!("{name} is missing: install the package {package}").into());
+    debian_package(package).map_err(|error| format!("{name} is missing: {error}").into())
+}
+
+/// Installs a Debian package, or says that somebody else must.
+pub fn debian_package(package: &str) -> Outcome {
+    if !rustix::process::geteuid().is_root() || !has_program("apt-get") {
+        return Err(format!("install the package {package}").into());
     }
     let install = || {
         let mut command = Command::new("apt-get");

@@ -1,12 +1,12 @@
 //! `cargo xtask test`: everything that continuous integration runs.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::counts::Counts;
 use crate::process::{self, Outcome};
 use crate::workspace::Workspace;
-use crate::{crash, fuzz, lint};
+use crate::{crash, fuzz, lint, python};
 
 const FUZZ_SECONDS: u64 = 10;
 const POWER_CUT_ROUNDS: u32 = 3;
@@ -18,15 +18,20 @@ pub fn run(workspace: &Workspace) -> Outcome {
     let counts = Counts::default();
     let unit_tests = |workspace: &Workspace| tests(workspace, &counts);
     let documentation_tests = |workspace: &Workspace| doc_tests(workspace, &counts);
+    let python_tests = |workspace: &Workspace| python::run_tests(workspace, &counts);
+    let vllm_tests = |workspace: &Workspace| python::run_vllm_tests(workspace, &counts);
     let fuzzing = |workspace: &Workspace| fuzz::run(workspace, FUZZ_SECONDS, None);
     let power_cuts = |workspace: &Workspace| crash::run(workspace, &crash::Options::short(POWER_CUT_ROUNDS));
-    let steps: [Step; 9] = [
+    let steps: [Step; 12] = [
         ("format", &lint::format),
         ("dependency edges", &lint::dependency_edges),
         ("clippy", &lint::clippy),
         ("licences and bans", &lint::deny),
+        ("python lint", &python::lint),
         ("tests", &unit_tests),
         ("documentation tests", &documentation_tests),
+        ("python tests", &python_tests),
+        ("vLLM tests", &vllm_tests),
         ("benches, one round each", &benches),
         ("fuzz targets, briefly", &fuzzing),
         ("power cuts, briefly", &power_cuts),
@@ -50,7 +55,7 @@ pub fn run(workspace: &Workspace) -> Outcome {
         ));
     }
     println!("\n{}\n", lines.join("\n"));
-    let (passed, failed) = (counts.passed.into_inner(), counts.failed.into_inner());
+    let (passed, failed) = counts.sums();
     println!("{passed} passed, {failed} failed");
     if failed_steps.is_empty() && failed == 0 && passed > 0 {
         return Ok(());
@@ -59,64 +64,6 @@ pub fn run(workspace: &Workspace) -> Outcome {
 }
 
 type Step<'a> = (&'static str, &'a dyn Fn(&Workspace) -> Outcome);
-
-/// Sums over the summaries that the test runners print.
-#[derive(Default)]
-struct Counts {
-    passed: AtomicU64,
-    failed: AtomicU64,
-}
-
-impl Counts {
-    fn add(&self, line: &str) {
-        if let Some((passed, failed)) = summary(line) {
-            self.passed.fetch_add(passed, Ordering::Relaxed);
-            self.failed.fetch_add(failed, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Passed and failed tests, if this is the line in which a runner sums up.
-fn summary(line: &str) -> Option<(u64, u64)> {
-    let plain = without_colours(line);
-    let text = plain.trim();
-    let counts = if let Some(rest) = text.strip_prefix("Summary [") {
-        rest.split_once("tests run:")
-            .or_else(|| rest.split_once("test run:"))?
-            .1
-    } else {
-        // not trimmed: nextest shows a failed test's own summary, indented
-        plain.strip_prefix("test result: ")?.split_once(". ")?.1
-    };
-    let mut sums = (0, 0);
-    for part in counts.split([',', ';']) {
-        let mut words = part.split_whitespace();
-        let (Some(Ok(number)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else {
-            continue;
-        };
-        match what {
-            "passed" => sums.0 += number,
-            // a test that had to be ended, or that couldn't be started, failed as well
-            "failed" | "timed" | "exec" => sums.1 += number,
-            _ => {}
-        }
-    }
-    Some(sums)
-}
-
-fn without_colours(line: &str) -> String {
-    let mut text = String::new();
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        if character == '\u{1b}' {
-            // a colour is ESC [ … m
-            let _ = characters.find(|end| *end == 'm');
-        } else {
-            text.push(character);
-        }
-    }
-    text
-}
 
 fn tests(workspace: &Workspace, counts: &Counts) -> Outcome {
     // the end-to-end tests run this very binary; with the workspace's features, so that nothing is built twice
@@ -151,52 +98,4 @@ fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new(process::cargo());
     command.current_dir(&workspace.root);
     command
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn summaries_of_both_runners_are_understood() {
-        for (line, counts) in [
-            (
-                "     Summary [   2.345s] 57 tests run: 57 passed, 0 skipped",
-                (57, 0),
-            ),
-            ("     Summary [   2.345s] 1 test run: 1 passed, 0 skipped", (1, 0)),
-            (
-                "     Summary [   9.1s] 57 tests run: 50 passed (2 slow), 4 failed, 2 timed out, 1 exec failed, 3 skipped",
-                (50, 7),
-            ),
-            (
-                "\u{1b}[32;1m     Summary\u{1b}[0m [   0.1s] \u{1b}[1m3\u{1b}[0m tests run: \u{1b}[1m3\u{1b}[0m \u{1b}[32;1mpassed\u{1b}[0m, 0 skipped",
-                (3, 0),
-            ),
-            (
-                "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s",
-                (12, 0),
-            ),
-            (
-                "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s",
-                (1, 2),
-            ),
-        ] {
-            assert_eq!(summary(line), Some(counts), "{line}");
-        }
-    }
-
-    #[test]
-    fn other_lines_count_nothing() {
-        for line in [
-            "",
-            "57 passed",
-            "test tests::summary ... ok",
-            "PASS [ 0.1s] crate test::passed",
-            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.31s",
-            "Summary of it all",
-        ] {
-            assert_eq!(summary(line), None, "{line}");
-        }
-    }
 }

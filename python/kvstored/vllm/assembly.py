@@ -1,0 +1,124 @@
+"""Puts the sides of the connector together from vLLM's configuration."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from kvstored.vllm import geometry
+from kvstored.vllm.configuration import ConnectorSettings
+from kvstored.vllm.event_feed import EventFeed
+from kvstored.vllm.events import EventTranslator
+from kvstored.vllm.governor import Governor, GovernorSettings
+from kvstored.vllm.hosting import StoreAccess
+from kvstored.vllm.identity import base_identity, block_tokens, replicas, with_rank
+from kvstored.vllm.measures import Accumulator
+from kvstored.vllm.namespaces import NamespaceCache, RankNamespaces
+from kvstored.vllm.scheduler import SchedulerEvents, SchedulerSide
+from kvstored.vllm.worker import WorkerSide
+
+logger = logging.getLogger("vllm.kvstored")
+
+
+class Assembly:
+    """What one process's connector is made of."""
+
+    def __init__(
+        self, vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings, statistics: Accumulator
+    ) -> None:
+        """Checks what is asked for.
+
+        Raises:
+            KvstoredError: saying what isn't supported or can't be opened.
+        """
+        geometry.check_supported(vllm_config, kv_cache_config)
+        self._config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._settings = settings
+        self._statistics = statistics
+        self._transfer = vllm_config.kv_transfer_config
+        self.block_tokens = block_tokens(kv_cache_config)
+        self._base = base_identity(
+            vllm_config, kv_cache_config, tenant=settings.tenant, weights_digest=settings.weights_digest
+        )
+        self._layouts = geometry.rank_layouts(vllm_config, kv_cache_config)
+        self._access: StoreAccess | None = None
+
+    def scheduler(self) -> SchedulerSide:
+        """The scheduler's side."""
+        parallel = self._config.parallel_config
+        access = self._open()
+        ranks = range(0, parallel.tensor_parallel_size, replicas(self._kv_cache_config))
+        self.namespaces = RankNamespaces(access, self._base, self._layouts, list(ranks))
+        logger.info(
+            "kvstored: blocks of %d tokens, %d bytes, in %d parts; model %s, weights %s, %s",
+            self.block_tokens,
+            self.namespaces.block_bytes,
+            len(self.namespaces.ranks),
+            self._base.model,
+            self._base.weights_digest,
+            self._base.dtype,
+        )
+        governor = Governor(
+            GovernorSettings(enabled=self._settings.governor, load_deadline_ms=self._settings.load_deadline_ms)
+        )
+        return SchedulerSide(
+            self._settings,
+            self.namespaces,
+            governor,
+            self._statistics,
+            self._events(access, self.namespaces),
+            block_tokens=self.block_tokens,
+            hashes_per_block=geometry.hashes_per_block(self._kv_cache_config),
+            loads=self._transfer.is_kv_consumer,
+            dumps=self._transfer.is_kv_producer,
+        )
+
+    def worker(self, kv_caches: dict[str, Any]) -> WorkerSide:
+        """A worker's side, over its KV tensors."""
+        from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+        stage, rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
+        addresses = geometry.BlockAddresses(kv_caches, self._kv_cache_config)
+        if addresses.layout != self._layouts[stage]:
+            logger.error(
+                "kvstored: rank %d of stage %d has another layout of KV than the scheduler expects: no hits",
+                rank,
+                stage,
+            )
+        storing = geometry.storing_rank(self._kv_cache_config, rank)
+        access = self._open()
+        namespaces = NamespaceCache(access, with_rank(self._base, stage, storing), addresses.layout)
+        return WorkerSide(
+            self._settings,
+            namespaces,
+            addresses,
+            self._statistics,
+            dumps=self._transfer.is_kv_producer and storing == rank,
+        )
+
+    def _events(self, access: StoreAccess, namespaces: RankNamespaces) -> SchedulerEvents | None:
+        """The source of KV events; None where vLLM publishes none."""
+        wanted = self._config.kv_events_config
+        if not self._settings.kv_events or wanted is None or not wanted.enable_kv_cache_events:
+            return None
+        # what other engines store counts as well, from the first event on
+        namespaces.open_plain()
+        translator = EventTranslator(len(namespaces.ranks), self.block_tokens)
+        digests = lambda: {  # noqa: E731
+            digest: rank for rank, cache in enumerate(namespaces.ranks) for digest in cache.known()
+        }
+        return SchedulerEvents(translator, EventFeed(translator, access.get, digests))
+
+    def close(self) -> None:
+        """Lets the store go."""
+        if self._access is not None:
+            self._access.close()
+
+    def _open(self) -> StoreAccess:
+        parallel = self._config.parallel_config
+        processes = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+        # one store of our own for each data-parallel engine of the node
+        key = f"{self._transfer.engine_id}/{getattr(parallel, 'data_parallel_rank', 0)}"
+        self._access = StoreAccess(self._settings, key, processes, call_timeout_ms=self._settings.lookup_deadline_ms)
+        return self._access

@@ -1,0 +1,233 @@
+"""Which store a process of vLLM talks to: a daemon, an engine in this process, or one in a sister process.
+
+A vLLM instance with one worker embeds the engine in the one process that schedules and computes. With several workers,
+the first process of the node to come embeds it and serves the others over a private socket, so that all ranks share
+one memory and the scheduler sees what each of them holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from kvstored import InvalidInput, KvstoredError, Mismatch, PermissionDenied, Store, default_socket
+from kvstored.vllm.configuration import ConnectorSettings
+
+_HOST_PATIENCE_S = 60.0
+_POLL_S = 0.05
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_CALL_TIMEOUT_MS = 1000
+_PERMANENT = (InvalidInput, Mismatch, PermissionDenied)
+
+logger = logging.getLogger("vllm.kvstored")
+
+
+class StoreAccess:
+    """A store that may be away: asks for it again after a while, and never for long."""
+
+    def __init__(self, settings: ConnectorSettings, engine_key: str, processes: int, *, call_timeout_ms: int) -> None:
+        """Opens the store.
+
+        Args:
+            settings: the connector's settings.
+            engine_key: the same in all processes of one vLLM engine, different between engines.
+            processes: how many worker processes this node's part of the engine has.
+            call_timeout_ms: the longest a call may wait for its answer.
+
+        Raises:
+            InvalidInput, Mismatch, PermissionDenied: what no waiting cures. A daemon that is away is no error.
+        """
+        self._settings = settings
+        self._engine_key = engine_key
+        self._processes = processes
+        self._call_timeout_ms = call_timeout_ms
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._closed = False
+        self._opening: threading.Thread | None = None
+        self.generation = 0
+        """Rises with every new store: namespaces of an earlier one are void."""
+        self._open()
+
+    def get(self) -> Store | None:
+        """The store, or None while it's away. Never waits: a store that wasn't there is opened beside."""
+        if time.monotonic() < self._not_before:
+            return None
+        if self._store is None:
+            with self._lock:
+                if self._store is None and self._opening is None:
+                    self._opening = threading.Thread(target=self._reopen, name="kvstored-open", daemon=True)
+                    self._opening.start()
+        return self._store
+
+    def tier_name(self, tier: int) -> str:
+        """A tier's name by its index in the store's pipeline."""
+        names = self._store.tier_names if self._store is not None else []
+        return names[tier] if tier < len(names) else str(tier)
+
+    @property
+    def tier_names(self) -> list[str]:
+        """Names of the tiers; empty before the store was there for the first time."""
+        return list(self._store.tier_names) if self._store is not None else []
+
+    def failed(self, error: Exception) -> None:
+        """Told of a call that failed because the store didn't answer: no more calls for a while."""
+        pause = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+        self._failures += 1
+        self._not_before = time.monotonic() + pause
+        logger.warning("kvstored: the store doesn't answer (%s); next attempt in %.0f s", error, pause)
+
+    def succeeded(self) -> None:
+        """Told of a call that was answered."""
+        if self._failures:
+            self._failures = 0
+            logger.info("kvstored: the store answers again")
+
+    def close(self) -> None:
+        """Lets the store go."""
+        self._closed = True
+        self._not_before = float("inf")
+        store, self._store = self._store, None
+        if store is not None:
+            _release(store)
+
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except KvstoredError as error:
+            self.failed(error)
+        finally:
+            self._opening = None
+
+    def _open(self) -> None:
+        try:
+            self._store = _open(self._settings, self._engine_key, self._processes, self._call_timeout_ms)
+            self.generation += 1
+            if self._closed:
+                self.close()
+        except _PERMANENT:
+            raise
+        except KvstoredError as error:
+            self.failed(error)
+
+
+_shared: dict[str, tuple[Store, int]] = {}
+_shared_lock = threading.Lock()
+
+
+def _open(settings: ConnectorSettings, engine_key: str, processes: int, call_timeout_ms: int) -> Store:
+    socket = _daemon_socket(settings)
+    if socket is not None:
+        store = _connect(settings, socket, call_timeout_ms)
+        logger.info("kvstored: using the daemon at %s (tiers %s)", socket, "|".join(store.tier_names))
+        return store
+    key = hashlib.blake2b(f"{engine_key}\0{settings!r}".encode(), digest_size=12).hexdigest()
+    with _shared_lock:
+        if key in _shared:
+            store, users = _shared[key]
+            _shared[key] = (store, users + 1)
+            return store
+        store = _embed(settings, None) if processes <= 1 else _host_or_join(settings, key, call_timeout_ms)
+        _shared[key] = (store, 1)
+        return store
+
+
+def _release(store: Store) -> None:
+    with _shared_lock:
+        for key, (held, users) in list(_shared.items()):
+            if held is store:
+                if users > 1:
+                    _shared[key] = (held, users - 1)
+                    return
+                del _shared[key]
+    store.close()
+
+
+def _daemon_socket(settings: ConnectorSettings) -> str | None:
+    """The socket of the daemon to use; None for an engine of our own."""
+    if settings.daemon == "off":
+        return None
+    if settings.daemon != "auto":
+        return settings.daemon
+    socket = default_socket()
+    try:
+        if not stat.S_ISSOCK(os.stat(socket).st_mode):
+            return None
+        with Store.connect(socket, timeout_ms=_CALL_TIMEOUT_MS) as probe:
+            probe.ping()
+        return socket
+    except Mismatch:
+        raise
+    except (OSError, KvstoredError):
+        return None
+
+
+def _connect(settings: ConnectorSettings, socket: str, call_timeout_ms: int) -> Store:
+    return Store.connect(
+        socket, streams=settings.streams, timeout_ms=settings.dump_deadline_ms, call_timeout_ms=call_timeout_ms
+    )
+
+
+def _embed(settings: ConnectorSettings, listen: str | None) -> Store:
+    options: dict[str, Any] = dict(settings.options)
+    store = Store.embedded(
+        options or None,
+        config_file=settings.config_file,
+        streams=settings.streams,
+        # what a dump may take between two of its layers; calls within this process don't wait
+        timeout_ms=settings.dump_deadline_ms,
+        listen=listen,
+    )
+    served = f", serving this engine's other processes at {listen}" if listen else ""
+    logger.info("kvstored: engine embedded (tiers %s)%s", "|".join(store.tier_names), served)
+    return store
+
+
+def _host_or_join(settings: ConnectorSettings, key: str, call_timeout_ms: int) -> Store:
+    """The first process of the node to get the lock embeds the engine; the others are its clients."""
+    folder = _meeting_place(key)
+    socket = str(folder / "kvstored.sock")
+    deadline = time.monotonic() + _HOST_PATIENCE_S
+    lock = os.open(folder / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            # held until the process ends
+            return _embed(settings, socket)
+        try:
+            store = _connect(settings, socket, call_timeout_ms)
+        except _PERMANENT:
+            os.close(lock)
+            raise
+        except KvstoredError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise
+            time.sleep(_POLL_S)
+        else:
+            os.close(lock)
+            return store
+
+
+def _meeting_place(key: str) -> Path:
+    """A private directory that all processes of the engine on this node find."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) / "kvstored" if runtime else Path(f"/tmp/kvstored-{os.getuid()}")
+    for folder in (base, base / key):
+        folder.mkdir(mode=0o700, exist_ok=True, parents=False)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionDenied(f"{folder} is not a private directory of this user")
+    return base / key

@@ -1,0 +1,30 @@
+//! The Python package: its environments below the target directory, its wheel, its tests and its demonstration.
+
+mod checks;
+mod demo;
+mod environment;
+mod interpreter;
+mod wheel;
+
+use crate::process::{Failure, Outcome};
+use crate::workspace::Workspace;
+
+pub use checks::{lint, run_tests, run_vllm_tests, run_vllm_tests_with};
+pub use demo::{Options as DemoOptions, run as run_demo};
+
+use environment::Kind;
+
+/// Sets up both environments with the package in them, and says where they are.
+pub fn set_up(workspace: &Workspace) -> Outcome {
+    let environments = [Kind::Tools, Kind::Vllm]
+        .into_iter()
+        .map(|kind| Ok((kind, environment::ready(workspace, kind)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let wheel = wheel::build(workspace, wheel::Profile::Development)?;
+    for (kind, environment) in environments {
+        environment.install(workspace, &wheel)?;
+        println!("{:<8}{}", kind.name(), environment.python().display());
+    }
+    println!("{:<8}{}", "wheel", wheel.display());
+    Ok(())
+}
