@@ -53,8 +53,9 @@ class Store:
         ``options`` are the daemon's settings with underscores (``pipeline``, ``storage_backends``,
         ``cache_buffer_capacity``: "512MiB", …) or UCM's keys; they come before those of ``config_file``. ``streams``
         are the threads that copy; ``timeout_ms`` is the deadline of tasks that name none, ``call_timeout_ms`` that of
-        calls (by default the same). ``listen`` names a Unix socket on which other processes of this node are served from the same memory; the setting of that name is
-        the daemon's alone, as those of its HTTP address and its log are.
+        calls (by default the same). ``listen`` names a Unix socket on which other processes of this node are served
+        from the same memory; the setting of that name is the daemon's alone, as those of its HTTP address and its log
+        are.
 
         Raises :class:`~kvstored.errors.InvalidInput`, whose message lists every problem with key and value. Keys that
         nobody knows are warned of (logger ``kvstored``).

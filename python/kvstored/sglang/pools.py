@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvstored import Identity, InvalidInput, Layout, Namespace, Store
-from kvstored.vllm.weights import files_digest, model_folder
+from kvstored.weights import files_digest, model_folder
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvstored import Identity
 from kvstored.vllm.metadata import Variant
-from kvstored.vllm.weights import files_digest, model_folder
+from kvstored.weights import files_digest, model_folder
 
 LAYOUT_VERSION = 1
 """Raised whenever this connector changes what it stores of a block."""

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lab import Daemon, daemon_binary, prompt
 
 TOKENS = 8
 LOAD_DEADLINE_MS = 3_000
+PATIENCE_S = 120.0
 
 pytestmark = pytest.mark.skipif(daemon_binary() is None, reason="the kvstored program isn't built")
 
@@ -23,47 +25,47 @@ pytestmark = pytest.mark.skipif(daemon_binary() is None, reason="the kvstored pr
 class Rig:
     """An engine and the daemon that it uses; each test may have a daemon of its own behind the same socket."""
 
-    def __init__(self, engine: Engine, folder: Path, storage: Path) -> None:
+    def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
         self._folder = folder
-        self._storage = storage
-        self.daemon = self._new()
+        self._asked = 0
+        self.daemon = self.usual_daemon()
 
-    def _new(self, **options: str) -> Daemon:
-        return Daemon(folder=self._folder, storage=self._storage, **options)
+    def usual_daemon(self) -> Daemon:
+        """A daemon over the storage that most tests share."""
+        return Daemon(folder=self._folder, storage=self._folder / "blocks")
 
-    def replace_daemon(self, storage: Path, **options: str) -> None:
-        """Ends the daemon and starts another with other storage or sizes."""
+    def start_daemon(self, storage: Path | None = None, **options: str) -> None:
+        """Starts a daemon, of other storage or sizes if given, in place of the one that runs, and waits for its use."""
         self.daemon.stop()
-        self._storage = storage
-        self.daemon = self._new(**options).start()
-        self.await_answer()
+        if storage is not None:
+            self.daemon = Daemon(folder=self._folder, storage=storage, **options)
+        self.daemon.start()
+        self.await_use()
 
-    def await_answer(self) -> None:
-        """Waits until the engine uses the daemon again after it was away: it asks less and less often meanwhile."""
-        for attempt in range(200):
-            before = self.engine.measure("lookups", outcome="unavailable")
-            asked = self.engine.measure("lookups")
-            self.engine.generate([prompt(200, seed=900_000 + attempt)], 1)
-            answered = self.engine.measure("lookups") - asked > self.engine.measure("lookups", outcome="unavailable") - before
-            self.engine.settle()
-            if answered and self.warm(900_000 + attempt):
-                return
-        pytest.fail("the engine never used the daemon again")
+    def restart_daemon(self) -> None:
+        """Leaves everything on disk only: the daemon is another afterwards."""
+        self.daemon.drain()
+        self.start_daemon()
 
-    def warm(self, seed: int) -> bool:
-        """Whether a prompt of 200 tokens is found."""
-        found = cached(self.engine.generate([prompt(200, seed=seed)], 1)) == [128]
-        self.engine.settle()
-        return found
+    def await_use(self) -> None:
+        """Waits until the engine uses the daemon: after it was away, the engine asks less and less often."""
+        deadline = time.monotonic() + PATIENCE_S
+        found = 0
+        while not found:
+            assert time.monotonic() < deadline, "the engine doesn't use the daemon"
+            self._asked += 1
+            asked = prompt(200, seed=900_000 + self._asked)
+            for _ in range(2):
+                found = self.engine.generate([asked], 1)[0].cached_tokens
+                self.engine.settle()
+            time.sleep(0 if found else 0.2)
 
     def cold_from_disk(self, asked: list[list[int]]) -> None:
-        """Computes prompts and leaves them on disk only: the daemon is another afterwards."""
+        """Computes prompts, which are on disk only then."""
         self.engine.generate(asked, 1)
         self.engine.settle()
-        self.daemon.drain()
-        self.daemon.restart()
-        self.await_answer()
+        self.restart_daemon()
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -73,23 +75,23 @@ def shared_rig(request: pytest.FixtureRequest, tiny_model: Path, module_folder: 
     settings = through(folder / "kvstored.sock", **{**MODES[request.param], "load_deadline_ms": LOAD_DEADLINE_MS})
     settings["dump_deadline_ms"] = LOAD_DEADLINE_MS
     engine = Engine(tiny_model, kv_transfer=transfer(settings), log=folder / "engine.log")
-    rig = Rig(engine, folder, folder / "blocks")
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: rig.daemon.remove())
-        rig.daemon.start()
-        stack.enter_context(engine)
+    rig = Rig(engine, folder)
+    with rig.daemon, engine:
+        # each test starts its own
+        rig.daemon.stop()
         yield rig
-    assert "the cache does without" not in (folder / "engine.log").read_text()
+    log = (folder / "engine.log").read_text()
+    assert "the cache does without" not in log
+    assert "Traceback" not in log
 
 
 @pytest.fixture
 def rig(shared_rig: Rig) -> Iterator[Rig]:
-    """The rig with a daemon that runs and is used."""
-    if not shared_rig.daemon.is_running:
-        shared_rig.daemon.kill()
-        shared_rig.daemon.start()
-    shared_rig.await_answer()
-    return shared_rig
+    """The rig with a daemon that is used; it ends with the test."""
+    shared_rig.daemon = shared_rig.usual_daemon()
+    shared_rig.start_daemon()
+    yield shared_rig
+    shared_rig.daemon.kill()
 
 
 def check(rig: Rig, reference: Reference, asked: list[list[int]], found: list[int] | None = None) -> None:
@@ -105,14 +107,11 @@ def test_hits_over_the_daemons_restarts(rig: Rig, reference: Reference) -> None:
     asked = [prompt(700, seed=1), prompt(2000, seed=2)]
     check(rig, reference, asked, [0, 0])
     check(rig, reference, asked, [640, 1920])
-    rig.daemon.drain()
-    rig.daemon.restart()
-    rig.await_answer()
+    rig.restart_daemon()
     check(rig, reference, asked, [640, 1920])
     rig.daemon.kill()
     check(rig, reference, asked, [0, 0])
-    rig.daemon.start()
-    rig.await_answer()
+    rig.start_daemon()
     check(rig, reference, asked, [640, 1920])
 
 
@@ -147,7 +146,7 @@ def test_a_daemon_that_hangs_while_it_loads(rig: Rig, reference: Reference) -> N
     finally:
         rig.daemon.resume()
     assert rig.engine.measure("failed_blocks") > late
-    rig.await_answer()
+    rig.await_use()
     check(rig, reference, asked)
     check(rig, reference, asked, [1152])
 
@@ -160,21 +159,20 @@ def test_a_daemon_that_hangs_while_it_takes_dumps(rig: Rig, reference: Reference
         check(rig, reference, asked, [0])
     finally:
         rig.daemon.resume()
-    rig.await_answer()
+    rig.await_use()
     check(rig, reference, asked)
     check(rig, reference, asked, [1152])
 
 
 def test_damaged_files_are_never_served(rig: Rig, reference: Reference, folder: Path) -> None:
     asked = [prompt(700, seed=50 + index) for index in range(6)]
-    rig.replace_daemon(folder / "damaged", posix_capacity="256MiB")
+    rig.start_daemon(folder / "damaged", posix_capacity="256MiB")
     rig.engine.generate(asked, 1)
     rig.engine.settle()
     rig.daemon.drain()
     rig.daemon.stop()
     assert damage(folder / "damaged", seed=5) > 0
-    rig.daemon.start()
-    rig.await_answer()
+    rig.start_daemon()
     check(rig, reference, asked)
     # computed again and stored again
     check(rig, reference, asked)
@@ -200,7 +198,7 @@ def damage(storage: Path, seed: int) -> int:
 
 def test_a_small_capacity_costs_hits_only(rig: Rig, reference: Reference, folder: Path) -> None:
     asked = [prompt(1500, seed=60 + index) for index in range(12)]
-    rig.replace_daemon(folder / "small", cache_capacity="16MiB", posix_capacity="24MiB")
+    rig.start_daemon(folder / "small", cache_capacity="16MiB", posix_capacity="24MiB")
     # 66 MiB of blocks
     check(rig, reference, asked)
     check(rig, reference, asked)
@@ -214,7 +212,7 @@ def test_a_disk_that_takes_nothing_more(rig: Rig, reference: Reference, folder: 
     asked = [prompt(1500, seed=70 + index + len(trouble)) for index in range(6)]
     with contextlib.ExitStack() as mounts:
         mount(mounts, storage, "size=40m")
-        rig.replace_daemon(storage, cache_capacity="16MiB", posix_capacity="1GiB")
+        rig.start_daemon(storage, cache_capacity="16MiB", posix_capacity="1GiB")
         check(rig, reference, asked[:2])
         if trouble == "full":
             with contextlib.suppress(OSError), (storage / "ballast").open("wb") as ballast:
@@ -224,6 +222,7 @@ def test_a_disk_that_takes_nothing_more(rig: Rig, reference: Reference, folder: 
             mount(mounts, storage, "ro")
         check(rig, reference, asked)
         check(rig, reference, asked)
+        # it holds files there
         rig.daemon.kill()
 
 
