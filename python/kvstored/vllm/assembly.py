@@ -117,8 +117,18 @@ class Assembly:
 
     def _open(self) -> StoreAccess:
         parallel = self._config.parallel_config
-        processes = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
         # one store of our own for each data-parallel engine of the node
         key = f"{self._transfer.engine_id}/{getattr(parallel, 'data_parallel_rank', 0)}"
-        self._access = StoreAccess(self._settings, key, processes, call_timeout_ms=self._settings.lookup_deadline_ms)
+        self._access = StoreAccess(
+            self._settings,
+            key,
+            shared=not _in_one_process(parallel),
+            call_timeout_ms=self._settings.lookup_deadline_ms,
+        )
         return self._access
+
+
+def _in_one_process(parallel: Any) -> bool:
+    """Whether scheduling and computing happen in one process. Workers may be apart even if there is only one."""
+    backend = parallel.distributed_executor_backend
+    return backend == "uni" or getattr(backend, "__name__", "") == "UniProcExecutor"

@@ -1,8 +1,8 @@
 """Which store a process of vLLM talks to: a daemon, an engine in this process, or one in a sister process.
 
-A vLLM instance with one worker embeds the engine in the one process that schedules and computes. With several workers,
-the first process of the node to come embeds it and serves the others over a private socket, so that all ranks share
-one memory and the scheduler sees what each of them holds.
+A vLLM instance that schedules and computes in one process embeds the engine there. With workers in processes of their
+own, the first process of the node to come embeds it and serves the others over a private socket, so that all ranks
+share one memory and the scheduler sees what each of them holds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger("vllm.kvstored")
 class StoreAccess:
     """A store that may be away: asks for it again after a while, and never for long."""
 
-    def __init__(self, settings: ConnectorSettings, engine_key: str, processes: int, *, call_timeout_ms: int) -> None:
+    def __init__(self, settings: ConnectorSettings, engine_key: str, *, shared: bool, call_timeout_ms: int) -> None:
         """Opens the store.
 
         Args:
             settings: the connector's settings.
             engine_key: the same in all processes of one vLLM engine, different between engines.
-            processes: how many worker processes this node's part of the engine has.
+            shared: whether several processes of the node belong to the engine.
             call_timeout_ms: the longest a call may wait for its answer.
 
         Raises:
@@ -46,7 +46,7 @@ class StoreAccess:
         """
         self._settings = settings
         self._engine_key = engine_key
-        self._processes = processes
+        self._shared = shared
         self._call_timeout_ms = call_timeout_ms
         self._lock = threading.Lock()
         self._store: Store | None = None
@@ -110,7 +110,7 @@ class StoreAccess:
 
     def _open(self) -> None:
         try:
-            self._store = _open(self._settings, self._engine_key, self._processes, self._call_timeout_ms)
+            self._store = _open(self._settings, self._engine_key, self._shared, self._call_timeout_ms)
             self.generation += 1
             if self._closed:
                 self.close()
@@ -124,7 +124,7 @@ _shared: dict[str, tuple[Store, int]] = {}
 _shared_lock = threading.Lock()
 
 
-def _open(settings: ConnectorSettings, engine_key: str, processes: int, call_timeout_ms: int) -> Store:
+def _open(settings: ConnectorSettings, engine_key: str, shared: bool, call_timeout_ms: int) -> Store:
     socket = _daemon_socket(settings)
     if socket is not None:
         store = _connect(settings, socket, call_timeout_ms)
@@ -136,7 +136,7 @@ def _open(settings: ConnectorSettings, engine_key: str, processes: int, call_tim
             store, users = _shared[key]
             _shared[key] = (store, users + 1)
             return store
-        store = _embed(settings, None) if processes <= 1 else _host_or_join(settings, key, call_timeout_ms)
+        store = _host_or_join(settings, key, call_timeout_ms) if shared else _embed(settings, None)
         _shared[key] = (store, 1)
         return store
 

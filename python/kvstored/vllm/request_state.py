@@ -36,5 +36,7 @@ class RequestState:
     match: Match | None = None
     hit_tiers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
     """Tier of each block of the last match."""
+    loading: bool = False
+    """Whether the engine holds the blocks until a load between steps has ended."""
     may_load: bool = True
     """Off after a failed load: what failed once is computed."""

@@ -120,12 +120,15 @@ class SchedulerSide:
             timeout_ms=self._settings.load_deadline_ms,
         )
         self._planned.append(run)
+        state.loading = run.asynchronous
         self._under_way.start(request.request_id, state.hit_tiers[:count])
         return True
 
     def not_loaded(self, request_id: str, block_ids: list[int]) -> None:
         """The engine counts on blocks that can't be loaded: a run without hashes makes the workers report them."""
         asynchronous = self._settings.load_async
+        if state := self._states.get(request_id):
+            state.loading = asynchronous
         self._planned.append(LoadRun(request_id, Variant(), [], list(block_ids), asynchronous=asynchronous))
 
     def abandoned(self, request_id: str) -> None:
@@ -136,7 +139,8 @@ class SchedulerSide:
         """A request has ended. True if its blocks have to stay until their dumps are done."""
         self._under_way.end(request.request_id)
         state = self._states.pop(request.request_id, None)
-        if state is None or not self._dumps:
+        if state is None or not self._dumps or state.loading:
+            # a load that goes on: the engine frees the blocks at its end, and earlier dumps ended with the preemption
             return False
         status = getattr(getattr(request, "status", None), "name", "")
         state.computed_tokens = min(state.computed_tokens, request.num_computed_tokens)
@@ -195,6 +199,7 @@ class SchedulerSide:
             state.dumped_blocks = max(state.dumped_blocks, computed // self._block_tokens)
         else:
             state.block_ids = state.block_ids + block_ids
+        state.loading = False
         state.computed_before = computed
         state.computed_tokens = computed + output.num_scheduled_tokens[request_id]
 

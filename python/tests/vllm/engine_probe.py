@@ -175,3 +175,20 @@ def run_schedule(llm: Any, requests: list[dict[str, Any]]) -> list[list[int] | N
         step += 1
     settle(llm)
     return answers
+
+
+def generate_with_adapter(llm: Any, prompts: list[list[int]], adapter: str, number: int) -> dict[str, Any]:
+    """Answers with a LoRA adapter: their tokens, and how many of each prompt were found."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        SamplingParams(temperature=0, max_tokens=8, ignore_eos=True),
+        use_tqdm=False,
+        lora_request=LoRARequest(f"adapter-{number}", number, adapter),
+    )
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "cached": [output.num_cached_tokens for output in outputs],
+    }

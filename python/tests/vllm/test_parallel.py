@@ -1,0 +1,127 @@
+"""Several worker processes: each stores its part, and only what all of them have is a hit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from connector_rig import MODES, Engine, Reference, cached, embedded, through, tokens, transfer
+from lab import Daemon, is_alive, prompt
+
+TOKENS = 8
+ModelMaker = Callable[..., Path]
+Start = Callable[..., Engine]
+
+
+def meeting_places(folder: Path) -> list[str]:
+    """Files of the private sockets, and what is left in shared memory."""
+    return sorted(str(path) for path in (folder / "kvstored").rglob("*") if not path.is_dir())
+
+
+def test_two_ranks_share_an_engine(
+    connected: Start, tiny_model: Path, reference: Reference, folder: Path
+) -> None:
+    asked = [prompt(700, seed=1), prompt(2000, seed=2)]
+    expected = reference.tokens(asked, TOKENS)
+    shared_memory = set(os.listdir("/dev/shm"))
+    engine = connected(
+        tiny_model,
+        kv_transfer=transfer(embedded(folder / "blocks")),
+        tensor_parallel=2,
+        environment={"XDG_RUNTIME_DIR": str(folder)},
+    )
+    cold = engine.generate(asked, TOKENS)
+    engine.settle()
+    assert (cached(cold), tokens(cold)) == ([0, 0], expected)
+    warm = engine.generate(asked, TOKENS)
+    assert (cached(warm), tokens(warm)) == ([640, 1920], expected)
+    engine.settle()
+
+    # a part that one rank lost is no part of a hit, wherever it was
+    assert engine.probe("evict", prompt=asked[1], first=4, rank=1) > 0
+    assert engine.probe("evict", prompt=asked[0], first=0, rank=1) > 0
+    shorter = engine.generate(asked, TOKENS)
+    assert (cached(shorter), tokens(shorter)) == ([0, 512], expected)
+    engine.settle()
+    warm = engine.generate(asked, TOKENS)
+    assert (cached(warm), tokens(warm)) == ([640, 1920], expected)
+    engine.settle()
+
+    # nor one that goes between lookup and load
+    for first in (3, 0):
+        engine.probe("lose_blocks", first=first, ranks=[1])
+        again = engine.generate(asked[:1], TOKENS)
+        assert tokens(again) == expected[:1]
+        engine.settle()
+    assert engine.measure("failed_blocks") > 0
+
+    processes = engine.processes
+    engine.stop()
+    log = engine.log_text()
+    assert not [process for process in processes if is_alive(process)]
+    assert "still running after grace period" not in log
+    assert "the cache does without" not in log
+    assert meeting_places(folder) == []
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def test_ranks_find_what_they_stored_before_a_restart_and_nobody_elses(
+    connected: Start, tiny_model: Path, reference: Reference, folder: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    asked = [prompt(600, seed=10), prompt(1300, seed=11)]
+    expected = reference.tokens(asked, TOKENS)
+    daemon = start_daemon()
+    single = connected(tiny_model, kv_transfer=transfer(through(daemon.socket)))
+    assert tokens(single.generate(asked, TOKENS)) == expected
+    single.settle()
+    single.stop()
+    for found in ([0, 0], [512, 1280]):
+        engine = connected(
+            tiny_model,
+            kv_transfer=transfer(through(daemon.socket, **MODES["layerwise"])),
+            tensor_parallel=2,
+        )
+        answers = engine.generate(asked, TOKENS)
+        assert (cached(answers), tokens(answers)) == (found, expected)
+        engine.settle()
+        engine.stop()
+
+
+def test_pipeline_stages(connected: Start, tiny_model: Path, reference: Reference, folder: Path) -> None:
+    asked = [prompt(700, seed=20), prompt(2000, seed=21)]
+    expected = reference.tokens(asked, TOKENS)
+    engine = connected(
+        tiny_model,
+        kv_transfer=transfer(embedded(folder / "blocks")),
+        pipeline_parallel_size=2,
+        distributed_executor_backend="mp",
+        environment={"XDG_RUNTIME_DIR": str(folder)},
+    )
+    for found in ([0, 0], [640, 1920]):
+        answers = engine.generate(asked, TOKENS)
+        assert (cached(answers), tokens(answers)) == (found, expected)
+        engine.settle()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_compressed_latents(connected: Start, models: ModelMaker, folder: Path, ranks: int) -> None:
+    # the reference kernel for them knows only blocks of 16 tokens
+    model = models("tiny", family="latent")
+    asked = [prompt(300, seed=30), prompt(700, seed=31)]
+    options: dict[str, Any] = {"block_tokens": 16, "tensor_parallel": ranks}
+    engine = connected(
+        model,
+        kv_transfer=transfer(embedded(folder / "blocks")),
+        environment={"XDG_RUNTIME_DIR": str(folder)},
+        **options,
+    )
+    cold = engine.generate(asked, TOKENS)
+    engine.settle()
+    # each block is stored once, whatever the number of ranks
+    assert engine.measure("dumped_blocks") == 18 + 43 + 2
+    warm = engine.generate(asked, TOKENS)
+    assert (cached(cold), cached(warm)) == ([0, 0], [288, 688])
+    assert tokens(warm) == tokens(cold)
