@@ -35,6 +35,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if collection_path == _REAL_VLLM_TESTS and not _has_vllm() else None
 
 
+def pytest_configure() -> None:
+    """Ends as on Ctrl-C when asked to end, so that fixtures stop what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_report_header() -> str:
     """Says what there is to test with."""
     program = daemon_binary()

@@ -18,6 +18,7 @@ mod process;
 mod python;
 mod setup;
 mod test;
+mod vllm_bench;
 mod workspace;
 
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ enum Command {
     VllmDemo(python::DemoOptions),
     /// Everything that continuous integration runs: lint, tests, benches, short fuzzing, short power cuts
     Test,
+    /// Figures of the prefix cache in real vLLM servers, beside no cache and two peers
+    VllmBench(vllm_bench::Options),
     /// The Python tests with a real vLLM, or those that the arguments name
     VllmTest {
         /// Arguments of pytest; paths are relative to the folder `python`
@@ -87,6 +90,7 @@ fn run(command: Command) -> Outcome {
         Command::Demo { trace } => demo::run(&workspace, trace),
         Command::VllmDemo(options) => python::run_demo(&workspace, &options),
         Command::Test => test::run(&workspace),
+        Command::VllmBench(options) => vllm_bench::run(&workspace, &options),
         Command::VllmTest { arguments } => python::run_vllm_tests_with(&workspace, &arguments),
         Command::Python => python::set_up(&workspace),
         Command::Lint => lint::run(&workspace),

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import threading
 import time
@@ -22,6 +23,8 @@ from kvstored.vllm.configuration import ConnectorSettings
 
 _HOST_PATIENCE_S = 60.0
 _POLL_S = 0.05
+_ABANDONED_S = 120.0
+"""A meeting place this old has a host, or had one."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CALL_TIMEOUT_MS = 1000
 _PERMANENT = (InvalidInput, Mismatch, PermissionDenied)
@@ -122,6 +125,8 @@ class StoreAccess:
 
 _shared: dict[str, tuple[Store, int]] = {}
 _shared_lock = threading.Lock()
+_hosted: dict[int, Path] = {}
+"""Meeting places of the stores that this process hosts."""
 
 
 def _open(settings: ConnectorSettings, engine_key: str, shared: bool, call_timeout_ms: int) -> Store:
@@ -149,7 +154,12 @@ def _release(store: Store) -> None:
                     _shared[key] = (held, users - 1)
                     return
                 del _shared[key]
-    store.close()
+    folder = _hosted.pop(id(store), None)
+    try:
+        store.close()
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _daemon_socket(settings: ConnectorSettings) -> str | None:
@@ -204,8 +214,11 @@ def _host_or_join(settings: ConnectorSettings, key: str, call_timeout_ms: int) -
         except BlockingIOError:
             pass
         else:
-            # held until the process ends
-            return _embed(settings, socket)
+            # the lock is held until the process ends
+            _sweep(folder.parent)
+            store = _embed(settings, socket)
+            _hosted[id(store)] = folder
+            return store
         try:
             store = _connect(settings, socket, call_timeout_ms)
         except _PERMANENT:
@@ -231,3 +244,16 @@ def _meeting_place(key: str) -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise PermissionDenied(f"{folder} is not a private directory of this user")
     return base / key
+
+
+def _sweep(base: Path) -> None:
+    """Removes meeting places whose host was killed: nobody holds their lock."""
+    for folder in base.iterdir():
+        try:
+            if time.time() - folder.stat().st_mtime < _ABANDONED_S:
+                continue
+            with open(folder / "host.lock", "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import IO, Any
@@ -91,10 +92,14 @@ def main() -> None:
     except Exception:
         write(answers, {"error": traceback.format_exc()})
         sys.exit(1)
-    write(answers, {"result": "ready"})
-    for line in sys.stdin:
-        write(answers, answer(driver, json.loads(line)))
-    shut_down(driver)
+    # asked to end, it ends as it does when its input has ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        write(answers, {"result": "ready"})
+        for line in sys.stdin:
+            write(answers, answer(driver, json.loads(line)))
+    finally:
+        shut_down(driver)
 
 
 def shut_down(driver: Driver) -> None:

@@ -78,7 +78,7 @@ class Tree:
 
     root: subprocess.Popen[str]
     _seen: set[int] = field(default_factory=set)
-    _memory_files: set[Path] = field(default_factory=set)
+    _memory_inodes: set[int] = field(default_factory=set)
 
     def refresh(self) -> list[int]:
         """The tree's living processes. Remembers them, and the files that they have in shared memory."""
@@ -88,7 +88,7 @@ class Tree:
             self._seen.update(descendants(process))
         living = [process for process in sorted(self._seen) if is_alive(process)]
         for process in living:
-            self._memory_files |= _shared_memory_files(process)
+            self._memory_inodes |= _shared_memory_inodes(process)
         return living
 
     def signal(self, number: signal.Signals) -> None:
@@ -127,13 +127,21 @@ class Tree:
         return True
 
     def _remove_memory_files(self) -> None:
-        left = {path for path in self._memory_files if path.exists()}
+        left = [path for path in SHARED_MEMORY.iterdir() if _inode(path) in self._memory_inodes]
         if left:
             # others may use what this tree shared with them
-            left = left.difference(*map(_shared_memory_files, _all_processes()))
-        for path in left:
-            path.unlink(missing_ok=True)
-        self._memory_files.clear()
+            used = set().union(*map(_shared_memory_inodes, _all_processes()))
+            for path in left:
+                if _inode(path) not in used:
+                    path.unlink(missing_ok=True)
+        self._memory_inodes.clear()
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return None
 
 
 def _all_processes() -> list[int]:
@@ -148,13 +156,17 @@ def _stat(process: int) -> list[str] | None:
         return None
 
 
-def _shared_memory_files(process: int) -> set[Path]:
-    found: set[str] = set()
+def _shared_memory_inodes(process: int) -> set[int]:
+    """Of the files in shared memory that the process has mapped or open; a semaphore's is mapped by another name."""
+    found: set[int] = set()
     with contextlib.suppress(OSError):
         maps = Path(f"/proc/{process}/maps").read_text(errors="replace")
-        found.update(line.split(maxsplit=5)[5] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line)
+        found.update(int(line.split()[4]) for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line)
     with contextlib.suppress(OSError):
+        device = SHARED_MEMORY.stat().st_dev
         for descriptor in Path(f"/proc/{process}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(os.readlink(descriptor))
-    return {Path(name) for name in found if name.startswith(f"{SHARED_MEMORY}/") and not name.endswith(" (deleted)")}
+                status = descriptor.stat()
+                if status.st_dev == device:
+                    found.add(status.st_ino)
+    return found

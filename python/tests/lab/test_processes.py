@@ -30,6 +30,14 @@ time.sleep(600)
 """
 
 
+WITH_SEMAPHORE = """
+import multiprocessing, time
+semaphore = multiprocessing.get_context("spawn").Semaphore()
+print(semaphore._semlock.name, "ready", flush=True)
+time.sleep(600)
+"""
+
+
 def start(script: str, log: Path, *lines: str) -> Tree:
     tree = Tree(start_leashed([sys.executable, "-c", script], environment=os.environ, log=log))
     wait_until(lambda: set(lines) <= set(log.read_text().split()))
@@ -61,6 +69,15 @@ def test_a_program_that_ignores_the_request_is_killed(folder: Path) -> None:
 def test_files_in_shared_memory_go_with_their_tree(folder: Path) -> None:
     path = Path(f"/dev/shm/kvstored-lab-test-{os.getpid()}")
     tree = start(WITH_MEMORY_FILE.format(path=str(path)), folder / "log", "ready")
+    assert path.exists()
+    tree.kill()
+    assert not path.exists()
+
+
+def test_semaphores_go_with_their_tree(folder: Path) -> None:
+    log = folder / "log"
+    tree = start(WITH_SEMAPHORE, log, "ready")
+    path = Path(f"/dev/shm/sem.{log.read_text().split()[0].lstrip('/')}")
     assert path.exists()
     tree.kill()
     assert not path.exists()

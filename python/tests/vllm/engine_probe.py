@@ -192,3 +192,19 @@ def generate_with_adapter(llm: Any, prompts: list[list[int]], adapter: str, numb
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "cached": [output.num_cached_tokens for output in outputs],
     }
+
+
+class PipelineRoom:
+    """Mixed into workers: what a later pipeline stage needs, which vLLM's runner for CPUs leaves out."""
+
+    def make_pipeline_room(self) -> None:
+        """Makes the tensors that a stage's input is received in."""
+        runner = self.model_runner  # type: ignore[attr-defined]
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
+
+
+def make_pipeline_room(llm: Any) -> None:
+    """Makes an engine with pipeline stages work on a CPU."""
+    llm.collective_rpc("make_pipeline_room")

@@ -6,6 +6,8 @@ mod environment;
 mod interpreter;
 mod wheel;
 
+use std::path::PathBuf;
+
 use crate::process::{Failure, Outcome};
 use crate::workspace::Workspace;
 
@@ -13,6 +15,14 @@ pub use checks::{lint, run_tests, run_vllm_tests, run_vllm_tests_with};
 pub use demo::{Options as DemoOptions, run as run_demo};
 
 use environment::Kind;
+
+/// The interpreter of vLLM's environment with the package in it, built for figures.
+pub fn vllm_for_figures(workspace: &Workspace) -> Result<PathBuf, Failure> {
+    let wheel = wheel::build(workspace, wheel::Profile::Release)?;
+    let environment = environment::ready(workspace, Kind::Vllm)?;
+    environment.install(workspace, &wheel)?;
+    Ok(environment.python())
+}
 
 /// Sets up both environments with the package in them, and says where they are.
 pub fn set_up(workspace: &Workspace) -> Outcome {
