@@ -50,6 +50,8 @@ class Assembly:
         access = self._open()
         ranks = range(0, parallel.tensor_parallel_size, replicas(self._kv_cache_config))
         self.namespaces = RankNamespaces(access, self._base, self._layouts, list(ranks))
+        # what can't work shows at the start, and KV events of what other engines store count from the first on
+        self.namespaces.open_plain()
         logger.info(
             "kvstored: blocks of %d tokens, %d bytes, in %d parts; model %s, weights %s, %s",
             self.block_tokens,
@@ -102,8 +104,6 @@ class Assembly:
         wanted = self._config.kv_events_config
         if not self._settings.kv_events or wanted is None or not wanted.enable_kv_cache_events:
             return None
-        # what other engines store counts as well, from the first event on
-        namespaces.open_plain()
         translator = EventTranslator(len(namespaces.ranks), self.block_tokens)
         digests = lambda: {  # noqa: E731
             digest: rank for rank, cache in enumerate(namespaces.ranks) for digest in cache.known()

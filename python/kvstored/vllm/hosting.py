@@ -27,7 +27,6 @@ _ABANDONED_S = 120.0
 """A meeting place this old has a host, or had one."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CALL_TIMEOUT_MS = 1000
-_PERMANENT = (InvalidInput, Mismatch, PermissionDenied)
 
 logger = logging.getLogger("vllm.kvstored")
 
@@ -45,7 +44,7 @@ class StoreAccess:
             call_timeout_ms: the longest a call may wait for its answer.
 
         Raises:
-            InvalidInput, Mismatch, PermissionDenied: what no waiting cures. A daemon that is away is no error.
+            KvstoredError: what no waiting cures. A daemon that is away is no error.
         """
         self._settings = settings
         self._engine_key = engine_key
@@ -117,9 +116,9 @@ class StoreAccess:
             self.generation += 1
             if self._closed:
                 self.close()
-        except _PERMANENT:
-            raise
         except KvstoredError as error:
+            if not error.retryable:
+                raise
             self.failed(error)
 
 
@@ -182,21 +181,32 @@ def _daemon_socket(settings: ConnectorSettings) -> str | None:
 
 
 def _connect(settings: ConnectorSettings, socket: str, call_timeout_ms: int) -> Store:
-    return Store.connect(
-        socket, streams=settings.streams, timeout_ms=settings.dump_deadline_ms, call_timeout_ms=call_timeout_ms
-    )
+    try:
+        return Store.connect(
+            socket, streams=settings.streams, timeout_ms=settings.dump_deadline_ms, call_timeout_ms=call_timeout_ms
+        )
+    except KvstoredError as error:
+        if error.retryable:
+            raise
+        raise type(error)(f"{socket}: no daemon whose protocol this build speaks: {error}") from error
 
 
 def _embed(settings: ConnectorSettings, listen: str | None) -> Store:
     options: dict[str, Any] = dict(settings.options)
-    store = Store.embedded(
-        options or None,
-        config_file=settings.config_file,
-        streams=settings.streams,
-        # what a dump may take between two of its layers; calls within this process don't wait
-        timeout_ms=settings.dump_deadline_ms,
-        listen=listen,
-    )
+    try:
+        store = Store.embedded(
+            options or None,
+            config_file=settings.config_file,
+            streams=settings.streams,
+            # what a dump may take between two of its layers; calls within this process don't wait
+            timeout_ms=settings.dump_deadline_ms,
+            listen=listen,
+        )
+    except KvstoredError as error:
+        if not error.retryable:
+            raise
+        # there is nobody who would come back
+        raise InvalidInput(str(error)) from error
     served = f", serving this engine's other processes at {listen}" if listen else ""
     logger.info("kvstored: engine embedded (tiers %s)%s", "|".join(store.tier_names), served)
     return store
@@ -221,11 +231,8 @@ def _host_or_join(settings: ConnectorSettings, key: str, call_timeout_ms: int) -
             return store
         try:
             store = _connect(settings, socket, call_timeout_ms)
-        except _PERMANENT:
-            os.close(lock)
-            raise
-        except KvstoredError:
-            if time.monotonic() > deadline:
+        except KvstoredError as error:
+            if not error.retryable or time.monotonic() > deadline:
                 os.close(lock)
                 raise
             time.sleep(_POLL_S)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 
 import numpy as np
 
-from kvstored import Identity, KvstoredError, Layout, Namespace, Unavailable
+from kvstored import Identity, KvstoredError, Layout, Namespace, TooLarge, Unavailable
 from kvstored.vllm.hosting import StoreAccess
 from kvstored.vllm.identity import with_rank, with_variant
 from kvstored.vllm.metadata import Variant
@@ -71,10 +70,19 @@ class RankNamespaces:
         self.block_bytes = max(sum(sum(shard) for shard in layout.shards) for layout in layouts)
 
     def open_plain(self) -> None:
-        """Opens the namespaces of requests without adapter and salt, if the store is there."""
-        with contextlib.suppress(KvstoredError):
+        """Opens the namespaces of requests without adapter and salt, if the store is there.
+
+        Raises:
+            KvstoredError: where they can't ever be opened, as for blocks larger than the store's memory.
+        """
+        try:
             for rank in self.ranks:
                 rank.get(Variant())
+        except TooLarge as error:
+            raise TooLarge(f"cache_buffer_capacity is too small: {error}") from error
+        except KvstoredError as error:
+            if not error.retryable:
+                raise
 
     def locate(self, variant: Variant, hashes: list[bytes]) -> np.ndarray:
         """The tier (by index) of each block of the prefix that every rank has; the slowest rank's counts.

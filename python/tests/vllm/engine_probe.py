@@ -1,4 +1,4 @@
-"""What tests do inside an engine's process: through `InProcessEngine.run("engine_probe:…")`, with this folder on its path.
+"""What tests do inside an engine's process, by `InProcessEngine.run("engine_probe:…")` with this folder on its path.
 
 Only what can't be reached from outside: to go on until dumps have ended, to lose blocks or the daemon at a certain
 moment, to abort requests, and to make a second connector from the same configuration.
@@ -51,7 +51,7 @@ def free_blocks(llm: Any) -> list[int]:
 
 
 def lose_blocks(llm: Any, first: int, ranks: list[int] | None = None) -> None:
-    """Evicts the blocks of the next load from `first` on, after the lookup and before the load; of some ranks, or all."""
+    """Evicts the next load's blocks from `first` on, between lookup and load; of some ranks, or of all."""
     side = connectors_of(llm)[0]._scheduler
     allocated = side.allocated
 

@@ -134,6 +134,12 @@ def make_adapter(folder: Path, seed: int) -> Path:
             tensors[f"{prefix}.lora_A.weight"] = torch.randn((rank, hidden), generator=generator) * 0.2
             tensors[f"{prefix}.lora_B.weight"] = torch.randn((outputs, rank), generator=generator) * 0.2
     save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder

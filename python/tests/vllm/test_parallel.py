@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from connector_rig import MODES, Engine, Reference, cached, embedded, through, tokens, transfer
@@ -21,9 +20,7 @@ def meeting_places(folder: Path) -> list[str]:
     return sorted(str(path) for path in (folder / "kvstored").rglob("*") if not path.is_dir())
 
 
-def test_two_ranks_share_an_engine(
-    connected: Start, tiny_model: Path, reference: Reference, folder: Path
-) -> None:
+def test_two_ranks_share_an_engine(connected: Start, tiny_model: Path, reference: Reference, folder: Path) -> None:
     asked = [prompt(700, seed=1), prompt(2000, seed=2)]
     expected = reference.tokens(asked, TOKENS)
     shared_memory = set(os.listdir("/dev/shm"))

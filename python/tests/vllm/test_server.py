@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,7 @@ def events(module_folder: Path) -> Iterator[tuple[int, EventLog]]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    tiny_model: Path, module_folder: Path, daemon: Daemon, events: tuple[int, EventLog]
-) -> Iterator[VllmServer]:
+def server(tiny_model: Path, module_folder: Path, daemon: Daemon, events: tuple[int, EventLog]) -> Iterator[VllmServer]:
     publish = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{events[0]}"}
     with VllmServer(
         tiny_model,
@@ -76,9 +74,7 @@ def ask(server: VllmServer, prompts: list[list[int]]) -> list[Completion]:
         return list(clients.map(lambda one: server.complete(one, TOKENS), prompts))
 
 
-def test_clients_get_the_same_tokens_from_the_store(
-    server: VllmServer, reference: Reference
-) -> None:
+def test_clients_get_the_same_tokens_from_the_store(server: VllmServer, reference: Reference) -> None:
     asked = [prompt(500 + 10 * index, seed=index) for index in range(8)]
     expected = reference.tokens(asked, TOKENS)
     assert [one.token_ids for one in ask(server, asked)] == expected
@@ -138,7 +134,7 @@ def test_a_failed_load_is_an_error_to_its_client_alone(
     assert damage(daemon.storage, seed=7) > 0
     daemon.start()
     answers: list[Completion | CompletionError] = []
-    for attempt in range(60):
+    for _ in range(60):
         # the engine asks a daemon that was away less often
         server.reset_prefix_cache()
         try:
