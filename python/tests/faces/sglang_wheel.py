@@ -21,6 +21,7 @@ from unittest.mock import MagicMock
 
 WHEEL_VARIABLE = "KVSTORED_SGLANG_WHEEL"
 FETCH_SECONDS = 180
+SGLANG = "sglang==0.5.23"
 
 _REAL_PARENTS = ("sglang", "sglang.srt", "sglang.srt.mem_cache")
 _STAND_INS = (
@@ -60,12 +61,14 @@ def make_importable(folder: Path) -> str:
 
 
 def _fetch(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    # an environment made by uv has no pip; the interpreter it was made from has
+    interpreter = sys.executable if importlib.util.find_spec("pip") else sys._base_executable
+    command = [interpreter, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     # no code of the wheel's own architecture is run, so any interpreter's wheel will do
     target = ["--python-version", "3.12", "--platform", "manylinux_2_34_x86_64", "--platform", "any"]
     try:
         done = subprocess.run(
-            [*command, *target, "--dest", str(folder), "sglang"], capture_output=True, text=True, timeout=FETCH_SECONDS
+            [*command, *target, "--dest", str(folder), SGLANG], capture_output=True, text=True, timeout=FETCH_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise SglangAbsent(f"SGLang's wheel was not fetched within {FETCH_SECONDS} s") from None
