@@ -32,6 +32,11 @@ def check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
                 f"KV of kind {name} is not supported, only {' and '.join(_ATTENTION)}: its blocks don't stay as they "
                 "were computed"
             )
+    if "MLAAttentionSpec" in names and _is_cpu():
+        raise InvalidInput(
+            "multi-head latent attention on a CPU is not supported: vLLM's kernel there computes a prompt right only "
+            "in one piece, so nothing can be loaded in front of it"
+        )
     parallel = vllm_config.parallel_config
     for field in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, field, 1)
@@ -121,6 +126,12 @@ class BlockAddresses:
     def of_layer(self, block_ids: Sequence[int], layer: int) -> np.ndarray:
         """Addresses of one layer's pages, one per block."""
         return np.ascontiguousarray(self.of(block_ids)[:, layer])
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.device_type == "cpu"
 
 
 def _specs(spec: Any) -> list[Any]:

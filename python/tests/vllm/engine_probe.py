@@ -216,7 +216,7 @@ _different: list[str] = []
 
 
 def watch_bytes(llm: Any) -> None:
-    """From now on, remembers the bytes of what is dumped and compares what is loaded. For whole blocks in one process."""
+    """From now on, remembers the bytes of dumps and compares what is loaded; for whole blocks in one process."""
     worker = worker_of(llm)
     addresses = worker._addresses
     dump, account = worker._dumper._dump, worker._loader._account

@@ -113,7 +113,8 @@ def test_blocks_that_go_between_lookup_and_load_are_computed(engine: Engine, ref
     missing = engine.measure("failed_blocks", cause="missing")
     engine.probe("lose_blocks", first=first)
     assert tokens(engine.generate([asked], TOKENS)) == expected
-    assert engine.measure("failed_blocks", cause="missing") - missing == 11 - first
+    # a block whose write to disk was still under way when it was evicted may be found there after all
+    assert 0 < engine.measure("failed_blocks", cause="missing") - missing <= 11 - first
     engine.settle()
     # they were stored again
     again = engine.generate([asked], TOKENS)
