@@ -64,7 +64,10 @@ class Engine(InProcessEngine):
     """An engine whose prompts are counted, and that can be looked into."""
 
     def __init__(self, model: Path, **options: Any) -> None:
-        super().__init__(model, **{"python_path": [HERE], "prefix_caching": False, **options})
+        # workers don't end by themselves on a CPU, with or without a connector: vLLM ends them after this many seconds
+        environment = {"VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1", **options.pop("environment", {})}
+        options = {"python_path": [HERE], "prefix_caching": False, **options}
+        super().__init__(model, environment=environment, **options)
 
     def probe(self, function: str, **arguments: Any) -> Any:
         """Calls one of engine_probe's functions."""

@@ -7,7 +7,6 @@ moment, to abort requests, and to make a second connector from the same configur
 from __future__ import annotations
 
 import copy
-import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -209,37 +208,3 @@ class PipelineRoom:
 def make_pipeline_room(llm: Any) -> None:
     """Makes an engine with pipeline stages work on a CPU."""
     llm.collective_rpc("make_pipeline_room")
-
-
-_written: dict[tuple[bytes, int], bytes] = {}
-_different: list[str] = []
-
-
-def watch_bytes(llm: Any) -> None:
-    """From now on, remembers the bytes of dumps and compares what is loaded; for whole blocks in one process."""
-    worker = worker_of(llm)
-    addresses = worker._addresses
-    dump, account = worker._dumper._dump, worker._loader._account
-
-    def pages(block_id: int) -> list[bytes]:
-        places = addresses.of([block_id])[0].tolist()
-        return [ctypes.string_at(place, size) for place, size in zip(places, addresses.page_bytes, strict=True)]
-
-    def then_dump(run: Any, step: int) -> None:
-        for block_hash, block_id in zip(run.hashes, run.block_ids, strict=True):
-            _written.update({(block_hash, layer): page for layer, page in enumerate(pages(block_id))})
-        dump(run, step)
-
-    def then_compare(load: Any) -> None:
-        for block_hash, block_id in zip(load.run.hashes, load.run.block_ids, strict=True):
-            for layer, page in enumerate(pages(block_id)):
-                if _written[block_hash, layer] != page:
-                    _different.append(f"layer {layer} of block {block_id}")
-        account(load)
-
-    worker._dumper._dump, worker._loader._account = then_dump, then_compare
-
-
-def different_bytes(llm: Any) -> list[Any]:
-    """How many pages were remembered, and those that were loaded otherwise than they were dumped."""
-    return [len(_written), _different]

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from connector_rig import MODES, Engine, Reference, cached, through, tokens, transfer
@@ -42,6 +43,11 @@ class Rig:
             self.daemon = Daemon(folder=self._folder, storage=storage, **options)
         self.daemon.start()
         self.await_use()
+
+    def tier(self, name: str) -> dict[str, Any]:
+        """Numbers of one of the daemon's tiers."""
+        tiers = self.daemon.statistics()["tiers"]
+        return next(tier["statistics"] for tier in tiers if tier["name"] == name)
 
     def restart_daemon(self) -> None:
         """Leaves everything on disk only: the daemon is another afterwards."""
@@ -173,7 +179,9 @@ def test_damaged_files_are_never_served(rig: Rig, reference: Reference, folder: 
     rig.daemon.stop()
     assert damage(folder / "damaged", seed=5) > 0
     rig.start_daemon()
+    failed = rig.engine.measure("failed_blocks")
     check(rig, reference, asked)
+    assert rig.engine.measure("failed_blocks") > failed, "nobody noticed"
     # computed again and stored again
     check(rig, reference, asked)
 
@@ -202,6 +210,7 @@ def test_a_small_capacity_costs_hits_only(rig: Rig, reference: Reference, folder
     # 66 MiB of blocks
     check(rig, reference, asked)
     check(rig, reference, asked)
+    assert rig.tier("Posix")["evicted_blocks"] + rig.tier("Posix")["refused_writes"] > 0, "there was room for all"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount file systems")
@@ -222,6 +231,7 @@ def test_a_disk_that_takes_nothing_more(rig: Rig, reference: Reference, folder: 
             mount(mounts, storage, "ro")
         check(rig, reference, asked)
         check(rig, reference, asked)
+        assert rig.tier("Posix")["refused_writes"] > 0, "everything could be written"
         # it holds files there
         rig.daemon.kill()
 
