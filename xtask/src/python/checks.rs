@@ -25,7 +25,7 @@ const VLLM_TESTS: [&str; 1] = ["tests/vllm"];
 /// A quick run's limits: of one test in seconds, and of all of them.
 const QUICK: (u32, Duration) = (60, Duration::from_mins(10));
 /// Those of a run that starts engines.
-const WITH_ENGINES: (u32, Duration) = (300, Duration::from_hours(1));
+const WITH_ENGINES: (u32, Duration) = (300, Duration::from_mins(35));
 /// A developer's own run is ended by hand.
 const DEVELOPER: (u32, Duration) = (600, Duration::from_hours(24));
 
