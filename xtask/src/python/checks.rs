@@ -123,6 +123,8 @@ fn pytest(
         .args(arguments);
     command
         .env("KVSTORED_BINARY", workspace.target.join("debug").join("kvstored"))
+        // nor in the programs that tests start
+        .env("PYTHONSAFEPATH", "1")
         .env("COLUMNS", "120")
         .env_remove("PYTHONPATH")
         // a real vLLM would be compiled again at each start
