@@ -64,6 +64,13 @@ class Namespace:
         """Drop blocks from one tier (by its name), or from all. Returns the number of places they were dropped from."""
         return self._native.evict(hashes, tier)
 
+    def purge(self) -> int:
+        """Drop every block of the namespace from all tiers, for all processes that share them and also after a restart.
+
+        Returns how many were there; blocks dumped afterwards are kept as usual.
+        """
+        return self._native.purge()
+
     def load(
         self,
         hashes: Hashes,

@@ -82,6 +82,11 @@ impl Namespace {
         detached(py, || self.store.client()?.evict(&self.handle, &hashes.0, tier))
     }
 
+    /// Drops every block of the namespace, also after a restart.
+    fn purge(&self, py: Python<'_>) -> Outcome<u64> {
+        detached(py, || self.store.client()?.purge(&self.handle.info().namespace))
+    }
+
     /// Begins to fill memory from the store. `tensors` lives until the task has ended.
     #[pyo3(signature = (hashes, addresses, shards, shard_major, timeout_ms, tensors))]
     #[allow(clippy::too_many_arguments)] // keywords in Python

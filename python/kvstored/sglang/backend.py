@@ -221,9 +221,16 @@ class KvstoredHiCache(HiCacheStorage):
         return PoolTransferResult(max(restorable, default=0), reached, sorted(restorable))
 
     def clear(self) -> bool:
-        """Drops what this backend stored: not possible through this interface. False; the log says what to do."""
-        logger.warning("pages are dropped with the store's own tools: kvstored ctl purge")
-        return False
+        """Drops what this rank stored, in all processes that share it; False where the store could not be asked."""
+        with self._lock:
+            namespaces = [pool.namespace for pool in self._page_pools.values()] + list(self._flat.values())
+        try:
+            for namespace in namespaces:
+                namespace.purge()
+        except Exception as error:
+            self._complaints.report("clear", "pages could not be dropped", error)
+            return False
+        return True
 
     def get_stats(self) -> Any:
         """Pages and GB/s since the last call, as SGLang's metrics want them; None where they are off."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,11 +69,9 @@ def test_whoever_comes_first_is_the_store_of_the_others(folder: Path, leases: li
     options = settings(folder, listen=str(folder / "run" / "s"))
     leases.append(open_store(options))
     assert leases[0].store.is_embedded
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     commands = [[sys.executable, "-c", PROGRAM, json.dumps(options)] for _ in range(2)]
     others = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for command in commands
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands
     ]
     assert [other.stdout.readline().strip() for other in others] == ["False", "False"]
     for other in others:
@@ -85,12 +82,8 @@ def test_whoever_comes_first_is_the_store_of_the_others(folder: Path, leases: li
 
 def test_processes_that_come_at_once_agree_on_one(folder: Path) -> None:
     options = settings(folder, listen=str(folder / "s"))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", PROGRAM, json.dumps(options)]
-    running = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     answers = [process.stdout.readline().strip() for process in running]
     # the others first, so that none of them loses its store
     for process, answer in sorted(zip(running, answers, strict=True), key=lambda pair: pair[1]):

@@ -270,6 +270,18 @@ def test_further_pools_shorten_the_prefix(make: Maker) -> None:
     assert backend.batch_get_v2([unknown, wrong]) == {PoolName.MAMBA: [False], PoolName.INDEXER: [False] * 2}
 
 
+def test_clear_drops_this_ranks_pages(make: Maker) -> None:
+    ranks = [make(mha_pool(), rank={"tp_size": 2, "tp_rank": rank}) for rank in range(2)]
+    names = keys(3)
+    for backend in ranks:
+        assert all(backend.batch_set_v1(names, slots(0, 1, 2)))
+    assert ranks[0].clear()
+    assert ranks[0].batch_exists(names) == 0
+    assert ranks[1].batch_exists(names) == 3
+    assert all(ranks[0].batch_set_v1(names, slots(0, 1, 2)))
+    assert ranks[0].batch_exists(names) == 3
+
+
 def test_nothing_raises_once_attached(make: Maker, folder: Path) -> None:
     socket = str(folder / "s")
     store = Store.embedded({"pipeline": "Cache", "cache_buffer_capacity": "32MiB"}, listen=socket)

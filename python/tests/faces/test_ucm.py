@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import random
 import subprocess
 import sys
@@ -215,10 +214,7 @@ def test_another_process_of_the_engine_shares_the_store(make_ucm_store: Maker, f
         "store.close()\n"
     )
     arguments = [json.dumps(scheduler_configuration(folder)), *(block.hex() for block in blocks)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    output = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, timeout=60
-    )
+    output = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
     assert output.stdout.split() == ["2", "False"], output.stderr
 
 

@@ -51,6 +51,20 @@ def test_lookups_tell_what_is_there(namespace):
     namespace.prefetch(names)
 
 
+def test_a_purge_drops_the_namespace_and_nothing_else(store, namespace):
+    other = store.open_namespace(kvstored.Identity(model="other"), kvstored.Layout.uniform(2, 1, 4096))
+    names, memory = hashes(6), blocks(6)
+    for one in (namespace, other):
+        assert one.dump(names, addresses(memory)).wait().all_done
+    assert namespace.purge() >= 6
+    assert not namespace.lookup(names).any()
+    assert other.lookup(names).all()
+    assert namespace.purge() == 0
+    # what comes later is kept
+    assert namespace.dump(names[:2], addresses(memory[:2])).wait().all_done
+    assert namespace.lookup_on_prefix(names) == 2
+
+
 @pytest.mark.parametrize("width", [16, 20, 32])
 def test_hashes_may_be_an_array(namespace, width):
     rows = np.arange(5 * width, dtype=np.uint8).reshape(5, width)

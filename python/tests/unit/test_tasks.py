@@ -194,10 +194,12 @@ def test_a_wait_can_be_interrupted(full):
 
 
 def test_an_interrupted_program_ends():
+    # a shell that starts us in the background has interrupts ignored
     code = """
-import _thread, threading
+import _thread, signal, threading
 import numpy as np
 import kvstored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 store = kvstored.Store.embedded({"pipeline": "Cache", "cache_buffer_capacity": "32MiB", "huge_pages": False})
 namespace = store.open_namespace(kvstored.Identity(), kvstored.Layout.uniform(1, 1, 4 << 20))
 session = namespace.begin_dump([bytes([i] * 16) for i in range(7)])
