@@ -39,22 +39,12 @@ pub struct Rig {
 impl Rig {
     /// Builds them.
     pub fn build(workspace: &Workspace) -> Result<Self, Failure> {
+        // as the tests are built, so that nothing is compiled again
         let mut command = Command::new(process::cargo());
-        command.current_dir(&workspace.root).args([
-            "build",
-            "--package",
-            "kvstored",
-            "--package",
-            "kvstored-tests",
-        ]);
-        process::run(command.args([
-            "--bin",
-            "kvstored",
-            "--bin",
-            "crash-writer",
-            "--bin",
-            "crash-verifier",
-        ]))?;
+        command
+            .current_dir(&workspace.root)
+            .args(["build", "--workspace", "--bins"]);
+        process::run(&mut command)?;
         let folder = workspace.target.join("debug");
         Ok(Self {
             daemon: folder.join("kvstored"),
