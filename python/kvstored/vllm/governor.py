@@ -229,6 +229,9 @@ class Governor:
         blocks = len(tiers)
         if blocks == 0 or block_tokens <= 0:
             return Decision(0, "all", 0.0, 0.0)
+        order = tiers.tobytes()
+        if order.count(order[:1]) == blocks:
+            return self._decide_for_one_tier(tiers, block_tokens, block_bytes, first_token, under_way)
         load_s = self._load_seconds(tiers, block_bytes, under_way)
         prefill_s = self._prefill_seconds(blocks, block_tokens, first_token)
         settings = self.settings
@@ -239,20 +242,57 @@ class Governor:
         deadline_s = settings.load_deadline_ms / 1e3
         if load_s.item(-1) > deadline_s:
             chosen = int(load_s.searchsorted(deadline_s, "right"))
-        known = self._prefill.measurements > 0
-        if known and chosen:
+        if self._prefill.measurements and chosen:
             saved = prefill_s[:chosen] - settings.margin * load_s[:chosen]
             best = int(saved.argmax())
             chosen = best + 1 if saved.item(best) > 0.0 else 0
-        if chosen == blocks:
-            reason = "all" if known else "unknown"
-        else:
-            probe = self._probe(tiers, chosen, under_way)
-            reason = "probe" if probe else "trimmed" if chosen else "skipped"
-            chosen += probe
+        chosen, reason = self._settled(tiers, chosen, under_way)
         if chosen == 0:
             return Decision(0, reason, 0.0, 0.0)
         return Decision(chosen, reason, load_s.item(chosen - 1), prefill_s.item(chosen - 1))
+
+    def _decide_for_one_tier(
+        self,
+        tiers: NDArray[np.uint8],
+        block_tokens: int,
+        block_bytes: int,
+        first_token: int,
+        under_way: Mapping[int, int],
+    ) -> Decision:
+        """The same where all blocks lie in one tier, as nearly always, with a few multiplications.
+
+        Loading k blocks takes a constant plus k times another; computing them takes a part that grows with the square
+        of k. So the time saved is convex in k and below zero at none: it is largest at the end or worth nothing.
+        """
+        blocks, tier, settings = len(tiers), tiers.item(0), self.settings
+        block_s = self._seconds_per_byte.item(tier) * block_bytes
+        first_s = self._latency_s.item(tier) + block_s * under_way.get(tier, 0)
+        growth = self._prefill.per_token_and_context_s
+        token_s = self._prefill.per_token_s + growth * first_token
+
+        def costs(count: int) -> tuple[float, float]:
+            tokens = count * block_tokens
+            return first_s + block_s * count, tokens * (token_s + tokens * (growth / 2))
+
+        chosen = blocks
+        if not settings.enabled:
+            return Decision(blocks, "off", *costs(blocks))
+        deadline_s = settings.load_deadline_ms / 1e3
+        if costs(chosen)[0] > deadline_s:
+            chosen = max(0, int((deadline_s - first_s) / block_s)) if block_s > 0.0 else 0
+        if self._prefill.measurements and chosen:
+            load_s, prefill_s = costs(chosen)
+            if prefill_s <= settings.margin * load_s:
+                chosen = 0
+        chosen, reason = self._settled(tiers, chosen, under_way)
+        return Decision(chosen, reason, *(costs(chosen) if chosen else (0.0, 0.0)))
+
+    def _settled(self, tiers: NDArray[np.uint8], chosen: int, under_way: Mapping[int, int]) -> tuple[int, str]:
+        """How much to load after all, perhaps a little more to measure a tier, and the word for it."""
+        if chosen == len(tiers):
+            return chosen, "all" if self._prefill.measurements else "unknown"
+        probe = self._probe(tiers, chosen, under_way)
+        return chosen + probe, "probe" if probe else "trimmed" if chosen else "skipped"
 
     def _load_seconds(
         self, tiers: NDArray[np.uint8], block_bytes: int, under_way: Mapping[int, int]

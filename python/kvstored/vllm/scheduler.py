@@ -363,5 +363,5 @@ class SchedulerSide:
 
     def _by_tier(self, tiers: np.ndarray) -> dict[str, int]:
         names = self._namespaces.tier_names
-        counts = np.bincount(tiers.astype(np.int64))
-        return {names[tier] if tier < len(names) else str(tier): int(n) for tier, n in enumerate(counts) if n}
+        order = tiers.tobytes()
+        return {names[tier] if tier < len(names) else str(tier): order.count(tier) for tier in sorted(set(order))}

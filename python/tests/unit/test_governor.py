@@ -72,6 +72,30 @@ def test_a_fast_tier_is_loaded_whole() -> None:
     assert decision.expected_prefill_s == pytest.approx(1e-4 * tokens + 1e-9 * tokens**2 / 2, rel=0.1)
 
 
+def test_one_tier_is_judged_as_several_are() -> None:
+    chance = random.Random(11)
+    reasons = set()
+    for _ in range(500):
+        latency, byte = 10 ** chance.uniform(-5, 0), 10 ** chance.uniform(-11, -5)
+        costs = {"token_s": 10 ** chance.uniform(-6, -2), "context_s": 10 ** chance.uniform(-12, -6)}
+        deadline = chance.choice([20, 1000, 60_000])
+        settings = GovernorSettings(load_deadline_ms=deadline, margin=chance.choice([0.5, 1.0, 2.0]))
+        # two tiers of the same cost: their borders don't matter, but decisions about them are made the general way
+        one, two = (learned({FAST: (latency, byte)}, settings=settings, **costs) for _ in range(2))
+        two._latency_s[:] = one._latency_s[FAST]
+        two._latency_s[SLOW] = 0.0
+        two._seconds_per_byte[:] = one._seconds_per_byte[FAST]
+        blocks, first = chance.randrange(2, 90), chance.randrange(0, 20_000)
+        quick = decide(one, [FAST] * blocks, first)
+        general = decide(two, [FAST] * (blocks - 1) + [SLOW], first, under_way={SLOW: 0})
+        reasons.add(quick.reason)
+        assert quick.reason == general.reason
+        assert abs(quick.blocks - general.blocks) <= 1, "rounding at the deadline at most"
+        if quick.blocks == general.blocks:
+            assert quick[2:] == pytest.approx(general[2:], rel=1e-9)
+    assert reasons == {"all", "trimmed", "skipped"}
+
+
 def test_a_slow_tier_is_skipped_and_trimmed_at_its_border() -> None:
     governor = learned({FAST: (0.0002, 1e-10), SLOW: (0.05, 1e-7)})
     assert decide(governor, [SLOW] * 16)[:2] == (0, "skipped")
