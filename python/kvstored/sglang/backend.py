@@ -221,9 +221,17 @@ class KvstoredHiCache(HiCacheStorage):
         return PoolTransferResult(max(restorable, default=0), reached, sorted(restorable))
 
     def clear(self) -> bool:
-        """Drops what this rank stored, in all processes that share it; False where the store could not be asked."""
+        """Drops the pages of all pools used since the backend was attached, in all processes that share them.
+
+        False where there is none, because what an earlier process stored can't be named then, or the store didn't answer.
+        """
         with self._lock:
             namespaces = [pool.namespace for pool in self._page_pools.values()] + list(self._flat.values())
+        if not namespaces:
+            logger.warning(
+                "no pool was used yet, so no pages are dropped; kvstored ctl purge drops a namespace by name"
+            )
+            return False
         try:
             for namespace in namespaces:
                 namespace.purge()
