@@ -223,7 +223,7 @@ class KvstoredHiCache(HiCacheStorage):
     def clear(self) -> bool:
         """Drops the pages of all pools used since the backend was attached, in all processes that share them.
 
-        False where there is none, because what an earlier process stored can't be named then, or the store didn't answer.
+        False where there is none, since what an earlier process stored can't be named then, or the store didn't answer.
         """
         with self._lock:
             namespaces = [pool.namespace for pool in self._page_pools.values()] + list(self._flat.values())
