@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub enum TierKind {
     /// Shared host DRAM.
     Cache,
+    /// The pooled DRAM of all nodes.
+    Pool,
     /// The segment log on POSIX or NFS directories.
     Posix,
     /// Keeps nothing and answers every lookup with a miss (UCM's `Empty`).
@@ -23,6 +25,7 @@ impl TierKind {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Cache => "Cache",
+            Self::Pool => "Pool",
             Self::Posix => "Posix",
             Self::Empty => "Empty",
             Self::Fake => "Fake",
@@ -60,18 +63,19 @@ impl FromStr for Pipeline {
         for word in text.split('|').map(str::trim) {
             let kind = match word {
                 "Cache" => TierKind::Cache,
+                "Pool" => TierKind::Pool,
                 "Posix" => TierKind::Posix,
                 "Empty" => TierKind::Empty,
                 "Fake" => TierKind::Fake,
                 "" => return Err(invalid("a tier's name is missing".into())),
-                "Hbm" | "Ds3fs" | "S3" | "Pool" => {
+                "Hbm" | "Ds3fs" | "S3" => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is not in this build; it has Cache, Posix, Empty and Fake"
+                        "tier \"{word}\" is not in this build; it has Cache, Pool, Posix, Empty and Fake"
                     )));
                 }
                 _ => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is unknown; known are Cache, Posix, Empty and Fake"
+                        "tier \"{word}\" is unknown; known are Cache, Pool, Posix, Empty and Fake"
                     )));
                 }
             };
@@ -108,7 +112,7 @@ mod tests {
 
     #[test]
     fn known_pipelines_round_trip() {
-        for text in ["Cache|Posix", "Posix", "Cache|Empty", "Empty", "Fake", "Cache"] {
+        for text in ["Cache|Posix", "Cache|Pool|Posix", "Posix", "Cache|Empty", "Empty", "Fake", "Cache"] {
             assert_eq!(text.parse::<Pipeline>().unwrap().to_string(), text);
         }
     }

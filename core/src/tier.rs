@@ -147,6 +147,12 @@ pub trait Tier: Send + Sync + 'static {
     /// The tier's name in pipelines, metrics and logs, e.g. `Posix`.
     fn name(&self) -> &str;
 
+    /// The level that a block reaches by being written here. A dump that asks for more is acknowledged by a tier
+    /// further down.
+    fn keeps(&self) -> Durability {
+        Durability::Durable
+    }
+
     /// Makes a namespace known. Idempotent; fails with `Mismatch` if the tier holds the namespace under
     /// another layout.
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()>;

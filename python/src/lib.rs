@@ -13,6 +13,7 @@ mod failure;
 mod hashes;
 mod home;
 mod logging;
+mod mooncake;
 mod namespace;
 mod store;
 mod task;
@@ -28,6 +29,8 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<events::Events>()?;
     module.add_class::<task::Task>()?;
     module.add_class::<task_report::TaskReport>()?;
+    module.add_class::<mooncake::TransferEngine>()?;
+    module.add_class::<mooncake::PoolStore>()?;
     module.add_function(wrap_pyfunction!(configuration::default_socket, module)?)?;
     module.add_function(wrap_pyfunction!(configuration::check_configuration, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -3,6 +3,7 @@
 pub mod check_config;
 pub mod ctl;
 pub mod http;
+pub mod master;
 pub mod output;
 pub mod serve;
 pub mod tools;

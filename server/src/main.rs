@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use kvstored::check_config::{CheckArguments, check_config};
 use kvstored::ctl::CtlArguments;
+use kvstored::master::{self, MasterArguments};
 use kvstored::{ctl, output, serve, tools};
 use kvstored_host::config::{self, Environment, ServeArguments};
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Serve local clients until told to stop (the default)
     Serve(Box<ServeArguments>),
+    /// Keep which node of a memory pool holds which object (takes the flags of `mooncake_master`)
+    Master(Box<MasterArguments>),
     /// Look at a running daemon, or tell it something
     Ctl(CtlArguments),
     /// Replay a trace of requests and check every loaded byte
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         None => serve::run(cli.serve, &environment),
         Some(Command::Serve(arguments)) => serve::run(*arguments, &environment),
+        Some(Command::Master(arguments)) => master::run(*arguments, &environment),
         Some(other) => {
             serve::start_for_tool(environment.log_level.as_deref());
             run_tool(other, &environment)
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
 fn run_tool(command: Command, environment: &Environment) -> kvstored_core::Result<ExitCode> {
     match command {
         Command::Serve(arguments) => serve::run(*arguments, environment),
+        Command::Master(arguments) => master::run(*arguments, environment),
         Command::Ctl(arguments) => ctl::run(arguments, environment),
         Command::Replay(arguments) => tools::replay::run(arguments),
         Command::Bench(arguments) => tools::bench::run(arguments),

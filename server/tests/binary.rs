@@ -266,3 +266,43 @@ fn check_config_lists_every_problem() {
     let schema: Value = serde_json::from_slice(&schema.stdout).unwrap();
     assert!(schema["properties"]["pipeline"].is_object());
 }
+
+#[test]
+fn transfers_between_two_processes_are_measured_beside_raw_sockets() {
+    let output = run(&[
+        "bench",
+        "transfer",
+        "--json",
+        "--rounds",
+        "1",
+        "--memory-mib",
+        "16",
+        "--transport",
+        "tcp",
+        "--only",
+        "tcp_read_4KiB_x1,tcp_write_64KiB_x8_cpu",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figures = report["results"].as_array().unwrap();
+    let names: Vec<&str> = figures
+        .iter()
+        .filter_map(|figure| figure["name"].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "tcp_read_4KiB_x1",
+            "tcp_read_4KiB_x1_p50",
+            "tcp_read_4KiB_x1_p99",
+            "tcp_read_4KiB_x1_cpu",
+            "tcp_read_4KiB_x1_cpu_requester",
+            "tcp_read_4KiB_x1_cpu_server",
+            "tcp_write_64KiB_x8_cpu",
+        ]
+    );
+    for figure in figures {
+        assert!(figure["value"].as_f64().unwrap() > 0.0, "{figure}");
+        assert!(figure["limit"].as_f64().unwrap() > 0.0, "{figure}");
+    }
+}

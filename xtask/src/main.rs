@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash`.
+//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -16,6 +16,7 @@ mod lint;
 mod manifest;
 mod process;
 mod python;
+mod rdma;
 mod setup;
 mod test;
 mod vllm_bench;
@@ -71,6 +72,8 @@ enum Command {
     },
     /// Cut the power under a writer, or kill it, and check that what was acknowledged is still there
     Crash(crash::Options),
+    /// Run the RDMA checks over soft-RoCE in a virtual machine
+    Rdma(rdma::Options),
 }
 
 fn main() -> ExitCode {
@@ -96,5 +99,6 @@ fn run(command: Command) -> Outcome {
         Command::Lint => lint::run(&workspace),
         Command::Fuzz { seconds, target } => fuzz::run(&workspace, seconds, target.as_deref()),
         Command::Crash(options) => crash::run(&workspace, &options),
+        Command::Rdma(options) => rdma::run(&workspace, &options, |_| ()),
     }
 }

@@ -40,9 +40,14 @@ pub fn debian_program(name: &str, package: &str) -> Outcome {
     debian_package(package).map_err(|error| format!("{name} is missing: {error}").into())
 }
 
+/// Whether Debian packages can be installed here.
+pub fn may_install() -> bool {
+    rustix::process::geteuid().is_root() && has_program("apt-get")
+}
+
 /// Installs a Debian package, or says that somebody else must.
 pub fn debian_package(package: &str) -> Outcome {
-    if !rustix::process::geteuid().is_root() || !has_program("apt-get") {
+    if !may_install() {
         return Err(format!("install the package {package}").into());
     }
     let install = || {

@@ -1,5 +1,7 @@
 //! From settings to objects: tiers, quotas and the engine over them.
 
+mod pool;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,6 +60,13 @@ pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result
             TierKind::Cache => {}
             TierKind::Empty => lower.push(Arc::new(NullTier::empty())),
             TierKind::Fake => lower.push(Arc::new(NullTier::fake())),
+            TierKind::Pool => {
+                let settings = settings
+                    .pool
+                    .as_ref()
+                    .ok_or_else(|| Error::internal("a pipeline with a Pool and no settings for it"))?;
+                lower.push(pool::open_pool(settings, &runtime)?);
+            }
             TierKind::Posix => {
                 for directory in &settings.storage_directories {
                     prepare_storage(directory)?;

@@ -137,7 +137,16 @@ impl Engine {
         }
         let error = result.err();
         match (&error, write.acknowledge.take()) {
-            (None, Some(done)) => done(Ok(write.durability.max(Durability::Tier))),
+            (None, Some(done)) => match self.reached(lower, &write) {
+                Some(level) => done(Ok(level)),
+                None => write.acknowledge = Some(done),
+            },
+            // a tier that was only to keep a copy nearer is left out
+            (Some(error), acknowledge) if self.is_only_memory(lower) && lower + 1 < self.lower.len() => {
+                write.acknowledge = acknowledge;
+                self.counters.error(error.kind());
+                tracing::debug!(tier = self.lower_name(lower), hash = %write.hash, %error, "block left out of a tier");
+            }
             (Some(error), Some(done)) => done(Err(error.clone().with("tier", self.lower_name(lower)))),
             (Some(error), None) => {
                 // nobody waits for this one any more: here is where the error ends
@@ -146,12 +155,32 @@ impl Engine {
             }
             (None, None) => {}
         }
-        if error.is_none() && lower + 1 < self.lower.len() {
+        if (error.is_none() || self.is_only_memory(lower)) && lower + 1 < self.lower.len() {
             self.enqueue_write(lower + 1, write);
         } else {
             drop(write);
         }
         self.pump_writes(lower);
+    }
+
+    fn keeps(&self, lower: usize) -> Durability {
+        self.lower.get(lower).map_or(Durability::Memory, |tier| tier.keeps())
+    }
+
+    /// Whether what is written to that tier doesn't outlive processes, so that no dump depends on it.
+    fn is_only_memory(&self, lower: usize) -> bool {
+        self.keeps(lower) < Durability::Tier
+    }
+
+    /// The level that a write has reached with that tier; `None` when one further down must acknowledge it.
+    fn reached(&self, lower: usize, write: &PendingWrite) -> Option<Durability> {
+        let asked = write.durability.max(Durability::Tier);
+        let keeps = self.keeps(lower);
+        if keeps >= asked {
+            return Some(asked);
+        }
+        // the last tier says truthfully what was reached
+        (lower + 1 >= self.lower.len()).then_some(keeps)
     }
 
     fn lower_name(&self, lower: usize) -> &str {

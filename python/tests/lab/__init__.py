@@ -2,6 +2,7 @@
 
 from .completions import MODEL_NAME, Completion, CompletionError, complete
 from .daemon import Daemon, daemon_binary
+from .disaggregated import MooncakePair
 from .in_process_engine import EngineError, Generation, InProcessEngine
 from .metrics import Metrics, PrefixCache, Sample
 from .models import make_model
@@ -20,6 +21,7 @@ __all__ = [
     "Generation",
     "InProcessEngine",
     "Metrics",
+    "MooncakePair",
     "PrefixCache",
     "Sample",
     "Tree",

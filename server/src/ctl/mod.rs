@@ -2,6 +2,7 @@
 
 mod change;
 mod list;
+mod pool;
 mod stat;
 mod table;
 #[cfg(test)]
@@ -51,6 +52,8 @@ enum Command {
     Evict(change::EvictArguments),
     /// Forget a namespace in every tier, for good
     Purge(change::PurgeArguments),
+    /// Look at the memory pool of several nodes, or tell it something
+    Pool(Box<pool::Arguments>),
     /// Wait until everything accepted is stored durably
     Drain(change::DrainArguments),
 }
@@ -64,13 +67,17 @@ struct Context {
 
 /// Runs `kvstored ctl`. The exit code is 3 when no daemon answers.
 pub fn run(arguments: CtlArguments, environment: &Environment) -> Result<ExitCode> {
+    let timeout = Duration::from_secs(arguments.answer_timeout_seconds.clamp(1, 86_400));
+    if let Command::Pool(pool) = arguments.command {
+        return pool::run(*pool, arguments.json, timeout, environment);
+    }
     let socket = arguments
         .socket
         .map_or_else(|| environment.default_socket(), plain_path);
     let runtime = Runtime::system();
     let settings = ClientSettings {
         streams: 1,
-        timeout: Duration::from_secs(arguments.answer_timeout_seconds.clamp(1, 86_400)),
+        timeout,
         ..ClientSettings::default()
     };
     let client = match Client::connect(&socket, settings, runtime.clone()) {
@@ -94,6 +101,8 @@ pub fn run(arguments: CtlArguments, environment: &Environment) -> Result<ExitCod
         Command::Evict(arguments) => change::evict(&context, &arguments),
         Command::Purge(arguments) => change::purge(&context, &arguments),
         Command::Drain(arguments) => change::drain(&context, &arguments),
+        // has no daemon to talk to
+        Command::Pool(_) => Ok(ExitCode::SUCCESS),
     };
     match done {
         Err(error) if error.kind() == ErrorKind::Unavailable => {

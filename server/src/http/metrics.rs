@@ -250,21 +250,25 @@ fn shadows(writer: &mut Writer<'_>, shadows: &[(PolicyKind, u64, u64)]) -> fmt::
 }
 
 /// Writes one family after the other; the library appends `_total` to counters and the unit to names.
-struct Writer<'a> {
+pub(crate) struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
 /// The one label of a sample.
-type Labels<'a> = [(&'static str, &'a str); 1];
+pub(crate) type Labels<'a> = [(&'static str, &'a str); 1];
 
-impl Writer<'_> {
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> fmt::Result {
+impl<'a> Writer<'a> {
+    pub(crate) fn new(encoder: DescriptorEncoder<'a>) -> Self {
+        Self { encoder }
+    }
+
+    pub(crate) fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> fmt::Result {
         self.encoder
             .encode_descriptor(name, help, unit, MetricType::Gauge)?
             .encode_gauge(&value)
     }
 
-    fn gauges<'s>(
+    pub(crate) fn gauges<'s>(
         &mut self,
         name: &str,
         help: &str,
@@ -280,14 +284,14 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+    pub(crate) fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
         let mut metric = self
             .encoder
             .encode_descriptor(name, help, unit, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)
     }
 
-    fn counters<'s>(
+    pub(crate) fn counters<'s>(
         &mut self,
         name: &str,
         help: &str,

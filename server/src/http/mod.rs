@@ -15,11 +15,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use tokio::sync::oneshot;
 
 pub use metrics::render;
+pub(crate) use metrics::Writer;
+pub(crate) use routes::limits;
 pub use state::{AdminState, Parts, Phase};
 
 /// How long requests under way may take once the server stops.
@@ -35,6 +38,11 @@ pub struct HttpServer {
 impl HttpServer {
     /// Binds the address (port 0 takes a free one) and serves `state` on a new thread.
     pub fn start(address: SocketAddr, state: Arc<AdminState>, runtime: &Runtime) -> Result<Self> {
+        Self::start_router(address, routes::router(state), runtime)
+    }
+
+    /// The same for other endpoints.
+    pub(crate) fn start_router(address: SocketAddr, router: Router, runtime: &Runtime) -> Result<Self> {
         let failed = |error, what: &str| Error::from_io(error, what).with("http", address);
         let listener = TcpListener::bind(address).map_err(|error| failed(error, "can't listen for HTTP"))?;
         listener
@@ -50,7 +58,7 @@ impl HttpServer {
             .map_err(|error| failed(error, "can't start the HTTP executor"))?;
         let (stop, stopped) = oneshot::channel();
         let body = move || {
-            if let Err(error) = executor.block_on(serve(listener, state, stopped)) {
+            if let Err(error) = executor.block_on(serve(listener, router, stopped)) {
                 tracing::error!(%error, "HTTP server ended");
             }
             executor.shutdown_timeout(STOP_LIMIT);
@@ -88,12 +96,12 @@ impl Drop for HttpServer {
     }
 }
 
-async fn serve(listener: TcpListener, state: Arc<AdminState>, stopped: oneshot::Receiver<()>) -> Result<()> {
+async fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Io, error.to_string());
     let listener =
         listener::BoundedListener::new(tokio::net::TcpListener::from_std(listener).map_err(failed)?);
     let (noted, mut stopping) = oneshot::channel::<()>();
-    let server = axum::serve(listener, routes::router(state)).with_graceful_shutdown(async move {
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         // an error means that the sender was dropped, which is a stop as well
         let _ = stopped.await;
         drop(noted);

@@ -77,7 +77,7 @@ async fn statistics(State(state): State<Arc<AdminState>>) -> Response {
 }
 
 /// No endpoint takes a body, a long address or long to answer.
-async fn limits(request: Request, next: Next) -> Response {
+pub(crate) async fn limits(request: Request, next: Next) -> Response {
     if request.uri().to_string().len() > MAX_URI_BYTES {
         return StatusCode::URI_TOO_LONG.into_response();
     }

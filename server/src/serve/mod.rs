@@ -1,7 +1,7 @@
 //! `kvstored serve`: builds the engine, serves clients and HTTP, and stops in order when told to.
 
 mod logging;
-mod signals;
+pub(crate) mod signals;
 mod supervisor;
 
 use std::process::ExitCode;
@@ -16,7 +16,9 @@ use kvstored_host::config::{Environment, Loaded, ServeArguments, ServeSettings, 
 use kvstored_host::daemon::{Daemon, DaemonHandle, DaemonSettings, prepare_socket_directory};
 use kvstored_host::{BuiltEngine, build};
 
+pub(crate) use logging::start as start_logging;
 pub use logging::start_for_tool;
+pub(crate) use supervisor::notify as notify_supervisor;
 
 /// Serves until told to stop. The exit code is 1 when what was accepted couldn't all be written in time.
 pub fn run(arguments: ServeArguments, environment: &Environment) -> Result<ExitCode> {

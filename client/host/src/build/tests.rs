@@ -9,6 +9,9 @@ fn settings(pipeline: &str, directory: &Path) -> ServeSettings {
         posix_capacity: Some("64MiB".parse().unwrap()),
         http: Some("off".parse::<Word<_>>().unwrap()),
         tenant_quota: vec!["*=8MiB".parse().unwrap()],
+        // nobody answers there, which a node bears
+        pool_master_address: Some("127.0.0.1:1".into()),
+        global_segment_size: Some("1MiB".parse().unwrap()),
         ..ServeOptions::default()
     };
     ServeSettings::resolve(options, &FileReport::default(), &Environment::default()).unwrap()
@@ -19,6 +22,8 @@ fn every_pipeline_builds() {
     let directory = tempfile::tempdir().unwrap();
     for (pipeline, tiers) in [
         ("Cache|Posix", vec!["Cache", "Posix"]),
+        ("Cache|Pool|Posix", vec!["Cache", "Pool", "Posix"]),
+        ("Pool", vec!["Staging", "Pool"]),
         ("Cache", vec!["Cache"]),
         ("Posix", vec!["Staging", "Posix"]),
         ("Cache|Empty", vec!["Cache", "Empty"]),

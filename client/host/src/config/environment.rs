@@ -18,6 +18,12 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `KVSTORED_LOG`.
     pub log_level: Option<String>,
+    /// `MOONCAKE_CONFIG_PATH`.
+    pub mooncake_config: Option<PathBuf>,
+    /// `MOONCAKE_MASTER`.
+    pub mooncake_master: Option<String>,
+    /// `MOONCAKE_GLOBAL_SEGMENT_SIZE`.
+    pub mooncake_global_segment_size: Option<String>,
 }
 
 impl Environment {
@@ -28,15 +34,17 @@ impl Environment {
                 .map(PathBuf::from)
                 .filter(|path| path.is_absolute())
         };
+        let text = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
         Self {
             user: rustix::process::getuid().as_raw(),
             memory_bytes: memory_bytes(),
             runtime_directory: path("XDG_RUNTIME_DIR"),
             data_home: path("XDG_DATA_HOME"),
             home: path("HOME"),
-            log_level: std::env::var("KVSTORED_LOG")
-                .ok()
-                .filter(|level| !level.trim().is_empty()),
+            log_level: text("KVSTORED_LOG"),
+            mooncake_config: text("MOONCAKE_CONFIG_PATH").map(PathBuf::from),
+            mooncake_master: text("MOONCAKE_MASTER"),
+            mooncake_global_segment_size: text("MOONCAKE_GLOBAL_SEGMENT_SIZE"),
         }
     }
 

@@ -6,6 +6,7 @@
 mod environment;
 pub mod file;
 mod options;
+mod pool;
 mod settings;
 mod sizes;
 mod suggest;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::Environment;
 pub use file::{FileReport, Problem, Remark, Severity};
 pub use options::ServeOptions;
+pub use pool::PoolSettings;
 pub use settings::{Origin, ServeSettings};
 pub use sizes::{ByteSize, Directories, Gibibytes, Quota};
 pub use values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};

@@ -1,5 +1,8 @@
 //! What may be set, each key once: the flags of `kvstored serve` and the keys of its configuration file.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +16,8 @@ use kvstored_core::Pipeline;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServeOptions {
-    /// Tiers from fast to durable: Cache|Posix, Cache, Posix, Cache|Empty, Empty or Fake [default: Cache|Posix]
+    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache, Posix, Cache|Empty, Empty or Fake
+    /// [default: Cache|Posix]
     #[arg(long, value_name = "TIERS")]
     pub pipeline: Option<Word<Pipeline>>,
 
@@ -114,6 +118,50 @@ pub struct ServeOptions {
     #[schemars(with = "std::collections::BTreeMap<String, ByteSize>")]
     pub namespace_quota: Vec<Quota>,
 
+    /// Where the pool's master answers; several that stand in for each other are separated by commas; the environment
+    /// variable MOONCAKE_MASTER comes before the file's mooncake_config
+    #[arg(long, value_name = "HOST:PORT")]
+    pub pool_master_address: Option<String>,
+
+    /// Memory that this process lends to the pool, e.g. 16GiB; the environment variable MOONCAKE_GLOBAL_SEGMENT_SIZE comes
+    /// before the file's mooncake_config [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub global_segment_size: Option<ByteSize>,
+
+    /// A mooncake.json with the master's address, the protocol and the memory to lend
+    /// [default: the environment variable MOONCAKE_CONFIG_PATH]
+    #[arg(long, value_name = "FILE")]
+    pub mooncake_config: Option<PathBuf>,
+
+    /// Where other nodes reach this one's memory; an address other than loopback needs a token and certificates
+    /// [default: 127.0.0.1:0]
+    #[arg(long, value_name = "IP:PORT")]
+    pub pool_listen: Option<SocketAddr>,
+
+    /// File with the token that all of the pool share
+    #[arg(long, value_name = "FILE")]
+    pub pool_token_file: Option<PathBuf>,
+
+    /// PEM file with this node's certificate
+    #[arg(long, value_name = "FILE")]
+    pub pool_tls_certificate: Option<PathBuf>,
+
+    /// PEM file with the certificate's private key
+    #[arg(long, value_name = "FILE")]
+    pub pool_tls_key: Option<PathBuf>,
+
+    /// PEM file with the authority that the pool's certificates come from
+    #[arg(long, value_name = "FILE")]
+    pub pool_tls_authority: Option<PathBuf>,
+
+    /// Nodes that each block is kept on [default: 1]
+    #[arg(long, value_name = "N")]
+    pub pool_replicas: Option<u32>,
+
+    /// Transports that are tried, in order: shm, rdma and tcp [default: whichever work, fastest first]
+    #[arg(long, value_name = "NAME[,NAME]")]
+    pub pool_transports: Option<String>,
+
     /// How long a drain may take when the daemon is told to stop, in milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
@@ -191,6 +239,16 @@ impl ServeOptions {
             posix_low_watermark: self.posix_low_watermark.or(below.posix_low_watermark),
             tenant_quota: merged(self.tenant_quota, below.tenant_quota),
             namespace_quota: merged(self.namespace_quota, below.namespace_quota),
+            pool_master_address: self.pool_master_address.or(below.pool_master_address),
+            global_segment_size: self.global_segment_size.or(below.global_segment_size),
+            mooncake_config: self.mooncake_config.or(below.mooncake_config),
+            pool_listen: self.pool_listen.or(below.pool_listen),
+            pool_token_file: self.pool_token_file.or(below.pool_token_file),
+            pool_tls_certificate: self.pool_tls_certificate.or(below.pool_tls_certificate),
+            pool_tls_key: self.pool_tls_key.or(below.pool_tls_key),
+            pool_tls_authority: self.pool_tls_authority.or(below.pool_tls_authority),
+            pool_replicas: self.pool_replicas.or(below.pool_replicas),
+            pool_transports: self.pool_transports.or(below.pool_transports),
             drain_timeout_ms: self.drain_timeout_ms.or(below.drain_timeout_ms),
             log_format: self.log_format.or(below.log_format),
             log_level: self.log_level.or(below.log_level),

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
 use super::options::ServeOptions;
+use super::pool::PoolSettings;
 use super::sizes::Quota;
 use super::validate::{Check, MOST_DRAIN_MS};
 use super::values::{IoEngine, LogFormat, LogLevel, Meaning, Word};
@@ -82,6 +83,8 @@ pub struct ServeSettings {
     pub tenant_quotas: BTreeMap<String, u64>,
     /// What each namespace may occupy in each tier, by its hexadecimal digits.
     pub namespace_quotas: BTreeMap<String, u64>,
+    /// The pool that this process takes part in, where the pipeline has one.
+    pub pool: Option<PoolSettings>,
     /// How long a drain may take.
     pub drain_timeout_ms: u64,
     /// How log lines are written.
@@ -150,6 +153,12 @@ impl ServeSettings {
         check.range("drain_timeout_ms", drain_timeout_ms, 0, MOST_DRAIN_MS);
         check.writer_id(options.posix_writer_id.as_deref());
         check.namespace_quotas(&options);
+        let pool = if pipeline.contains(&TierKind::Pool) {
+            PoolSettings::resolve(&options, environment, &mut check, &mut notes)
+        } else {
+            PoolSettings::note_without_pool(&options, &pipeline, &mut notes);
+            None
+        };
         let log_level = check.log_level(&options, environment, &origins);
 
         if !check.problems.is_empty() {
@@ -181,6 +190,7 @@ impl ServeSettings {
             posix_low_watermark,
             tenant_quotas: by_name(options.tenant_quota),
             namespace_quotas: by_name(options.namespace_quota),
+            pool,
             drain_timeout_ms,
             log_format: options
                 .log_format
@@ -249,7 +259,9 @@ impl ServeSettings {
             ("log_format", self.log_format.to_string()),
             ("log_level", self.log_level.clone()),
         ];
+        let pool = self.pool.iter().flat_map(PoolSettings::rows);
         rows.into_iter()
+            .chain(pool)
             .map(|(name, value)| (name, value, self.origin(name).name()))
             .collect()
     }

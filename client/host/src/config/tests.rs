@@ -42,6 +42,16 @@ pub(super) fn resolve(arguments: &[&str], text: &str) -> ServeSettings {
     ServeSettings::resolve(flags(arguments), &report, &machine()).unwrap()
 }
 
+/// The settings on some machine, or every problem.
+pub(super) fn resolve_with(
+    arguments: &[&str],
+    text: &str,
+    environment: &Environment,
+) -> Result<ServeSettings, Vec<Problem>> {
+    let report = FileReport::parse(text).unwrap();
+    ServeSettings::resolve(flags(arguments), &report, environment)
+}
+
 /// What is wrong with a document, in words, problems of the whole included.
 fn problems(text: &str) -> Vec<String> {
     let report = FileReport::parse(text).unwrap();

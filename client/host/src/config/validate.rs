@@ -37,7 +37,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn wrong(&mut self, key: &str, value: impl ToString, message: impl Into<String>) {
+    pub(super) fn wrong(&mut self, key: &str, value: impl ToString, message: impl Into<String>) {
         self.problems.push(Problem {
             severity: Severity::Wrong,
             key: key.to_owned(),

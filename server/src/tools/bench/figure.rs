@@ -1,5 +1,6 @@
 //! A measured figure: the median of several rounds, their spread, and the machine's limit beside it.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use kvstored_core::Result;
@@ -25,7 +26,16 @@ impl Samples {
     /// Measures both sides in turn, the one first in even rounds and the other first in odd ones, after a first
     /// try of each that doesn't count.
     pub fn take(rounds: usize, mut measure: impl FnMut(Side) -> Result<f64>) -> Result<Self> {
-        let mut samples = Self::default();
+        let [samples] = Self::take_each(rounds, |side| measure(side).map(|value| [value]))?;
+        Ok(samples)
+    }
+
+    /// The same where one measurement gives several values.
+    pub fn take_each<const VALUES: usize>(
+        rounds: usize,
+        mut measure: impl FnMut(Side) -> Result<[f64; VALUES]>,
+    ) -> Result<[Self; VALUES]> {
+        let mut samples = std::array::from_fn(|_| Self::default());
         for round in 0..=rounds {
             let order = if round % 2 == 0 {
                 [Side::Ours, Side::Limit]
@@ -33,11 +43,13 @@ impl Samples {
                 [Side::Limit, Side::Ours]
             };
             for side in order {
-                let value = measure(side)?;
+                let values = measure(side)?;
                 if round > 0 {
-                    match side {
-                        Side::Ours => samples.ours.push(value),
-                        Side::Limit => samples.limit.push(value),
+                    for (one, value) in samples.iter_mut().zip(values) {
+                        match side {
+                            Side::Ours => one.ours.push(value),
+                            Side::Limit => one.limit.push(value),
+                        }
                     }
                 }
             }
@@ -47,11 +59,22 @@ impl Samples {
 
     /// Measures ours alone, where there's nothing to compare with.
     pub fn alone(rounds: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<Self> {
-        let ours = (0..rounds).map(|_| measure()).collect::<Result<_>>()?;
-        Ok(Self {
-            ours,
-            limit: Vec::new(),
-        })
+        let [samples] = Self::each_alone(rounds, || measure().map(|value| [value]))?;
+        Ok(samples)
+    }
+
+    /// The same where one measurement gives several values.
+    pub fn each_alone<const VALUES: usize>(
+        rounds: usize,
+        mut measure: impl FnMut() -> Result<[f64; VALUES]>,
+    ) -> Result<[Self; VALUES]> {
+        let mut samples = std::array::from_fn(|_| Self::default());
+        for _ in 0..rounds {
+            for (one, value) in samples.iter_mut().zip(measure()?) {
+                one.ours.push(value);
+            }
+        }
+        Ok(samples)
     }
 }
 
@@ -59,7 +82,7 @@ impl Samples {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Median of the rounds.
     pub value: f64,
     /// Unit of value, limit, low and high.
@@ -85,7 +108,12 @@ impl Figure {
     pub const COLUMNS: [&'static str; 7] = ["figure", "value", "low", "high", "limit", "ratio", "what"];
 
     /// A figure from its rounds.
-    pub fn new(name: &'static str, unit: &'static str, samples: &Samples, note: impl Into<String>) -> Self {
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        unit: &'static str,
+        samples: &Samples,
+        note: impl Into<String>,
+    ) -> Self {
         let ratios: Vec<f64> = samples
             .ours
             .iter()
@@ -96,7 +124,7 @@ impl Figure {
         let (low, high) = range(&samples.ours);
         let limited = !samples.limit.is_empty();
         Self {
-            name,
+            name: name.into(),
             value: median(&samples.ours),
             unit,
             limit: limited.then(|| median(&samples.limit)),
@@ -129,7 +157,7 @@ impl Figure {
     pub fn cells(&self) -> Vec<String> {
         let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), short);
         vec![
-            self.name.to_owned(),
+            self.name.clone().into_owned(),
             format!("{} {}", short(self.value), self.unit),
             short(self.low),
             short(self.high),

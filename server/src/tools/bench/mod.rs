@@ -14,8 +14,9 @@ mod scattered;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kvstored_core::{Error, Result, Runtime};
@@ -27,7 +28,11 @@ use setup::Setup;
 
 /// `kvstored bench`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
+
     /// Shape of the blocks: qwq-32b-tp4, qwen3-235b-tp4, deepseek-mla, tiny or blocks-1mib
     /// [default: each figure's own]
     #[arg(long, value_name = "NAME")]
@@ -61,6 +66,13 @@ pub struct Args {
     /// Answer on this socket as fast as the system can: the other side of a limit
     #[arg(long, value_name = "PATH", hide = true)]
     echo_socket: Option<PathBuf>,
+}
+
+/// What is measured instead of the store.
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Other {
+    /// Measure reads and writes between two processes
+    Transfer(transfer::Args),
 }
 
 type Measure = fn(&Setup) -> Result<Vec<Figure>>;
@@ -101,6 +113,9 @@ const GROUPS: [(&[&str], Measure); 12] = [
 
 /// Runs `kvstored bench`.
 pub fn run(args: Args) -> Result<ExitCode> {
+    if let Some(Other::Transfer(args)) = args.other {
+        return transfer::run(args);
+    }
     if let Some(socket) = &args.echo_socket {
         echo::serve(socket)?;
         return Ok(ExitCode::SUCCESS);
@@ -134,7 +149,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         eprintln!("measuring {} …", names.join(", "));
         match measure(&setup) {
             Ok(measured) => {
-                for figure in measured.into_iter().filter(|figure| setup.wants(figure.name)) {
+                for figure in measured.into_iter().filter(|figure| setup.wants(&figure.name)) {
                     eprintln!("  {}", figure.line());
                     figures.push(figure);
                 }
@@ -146,24 +161,28 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
-    if let Some(path) = &args.report {
-        report::write(&page(&figures), path)?;
-    }
-    if args.json {
-        emit_json(&serde_json::json!({ "results": figures }))?;
-    } else {
-        emit(
-            &figures
-                .iter()
-                .map(|figure| figure.line() + "\n")
-                .collect::<String>(),
-        )?;
-    }
+    show(&figures, args.report.as_deref(), args.json)?;
     Ok(if failed {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Writes the figures to standard output, and the report where one is asked for.
+fn show(figures: &[Figure], report: Option<&Path>, json: bool) -> Result<()> {
+    if let Some(path) = report {
+        report::write(&page(figures), path)?;
+    }
+    if json {
+        return emit_json(&serde_json::json!({ "results": figures }));
+    }
+    emit(
+        &figures
+            .iter()
+            .map(|figure| figure.line() + "\n")
+            .collect::<String>(),
+    )
 }
 
 fn page(figures: &[Figure]) -> Page {
@@ -176,7 +195,7 @@ fn page(figures: &[Figure]) -> Page {
     page.table("Figures", &Figure::COLUMNS, &rows);
     let ratios = figures
         .iter()
-        .filter_map(|figure| Some((figure.name.to_owned(), figure.ratio?)));
+        .filter_map(|figure| Some((figure.name.to_string(), figure.ratio?)));
     page.bars(&Bars {
         title: "Figure by limit".into(),
         unit: String::new(),
@@ -190,7 +209,7 @@ fn page(figures: &[Figure]) -> Page {
                 let limit = figure
                     .limit
                     .map(|limit| (format!("{} (limit)", figure.name), limit));
-                std::iter::once((figure.name.to_owned(), figure.value)).chain(limit)
+                std::iter::once((figure.name.to_string(), figure.value)).chain(limit)
             })
             .collect();
         if !bars.is_empty() {

@@ -136,14 +136,19 @@ impl Setup {
 
     /// Waits.
     pub fn pause(&self, duration: Duration) {
-        let until = self.runtime.deadline(duration);
-        loop {
-            let left = until.saturating_duration_since(self.now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::park_timeout(left);
+        pause(&self.runtime, duration);
+    }
+}
+
+/// Waits.
+pub fn pause(runtime: &Runtime, duration: Duration) {
+    let until = runtime.deadline(duration);
+    loop {
+        let left = until.saturating_duration_since(runtime.clock.now());
+        if left.is_zero() {
+            return;
         }
+        std::thread::park_timeout(left);
     }
 }
 

@@ -1,0 +1,1 @@
+"""kvstored under Mooncake's name."""

@@ -1,0 +1,5 @@
+"""`kvstored.mooncake.store` under Mooncake's name."""
+
+from kvstored.mooncake.store import MooncakeDistributedStore, ReplicateConfig
+
+__all__ = ["MooncakeDistributedStore", "ReplicateConfig"]

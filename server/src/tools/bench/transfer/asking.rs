@@ -1,0 +1,197 @@
+//! The side that asks: an engine that reads and writes the serving process's memory.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvstored_core::{Error, ErrorKind, Result, Runtime};
+use kvstored_transfer::{
+    EngineSettings, Grant, Peer, Region, TransferEngine, TransferEntry, TransferKind, TransportKind,
+};
+
+use super::cases::{Direction, Transport};
+use super::child::Served;
+use super::serving::FILLING;
+
+/// A grant that outlives every measurement.
+pub const FOREVER: Duration = Duration::from_hours(24);
+const TIMEOUT: Duration = Duration::from_mins(2);
+/// Bytes that are looked at, at each end of the memory.
+const LOOKED_AT: usize = 64 << 10;
+
+/// An engine on a loopback address that knows one transport.
+pub fn engine_settings(transport: Transport) -> EngineSettings {
+    EngineSettings {
+        listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
+        transports: vec![match transport {
+            Transport::Tcp => TransportKind::Tcp,
+            Transport::Shm => TransportKind::Shm,
+            Transport::Rdma => TransportKind::Rdma,
+        }],
+        ..EngineSettings::default()
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Bytes from hexadecimal digits. Fails with `InvalidInput` for anything else.
+pub fn unhex(text: &str) -> Result<Vec<u8>> {
+    let wrong = || Error::invalid(format!("\"{text}\" is not hexadecimal"));
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|value| value as u8).ok_or_else(wrong))
+        .collect::<Result<_>>()?;
+    if !digits.len().is_multiple_of(2) {
+        return Err(wrong());
+    }
+    Ok(digits
+        .chunks(2)
+        .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit))
+        .collect())
+}
+
+/// An engine with an open peer and a grant on all of its memory. The engine ends with the last clone.
+#[derive(Clone)]
+pub struct Asking {
+    engine: Arc<TransferEngine>,
+    peer: Peer,
+    region: Region,
+    grant: Grant,
+    memory_bytes: usize,
+    runtime: Runtime,
+}
+
+impl Asking {
+    /// Opens the serving process. Fails with `Unsupported` where the transport doesn't work here.
+    pub fn connect(
+        served: &mut Served,
+        transport: Transport,
+        memory_bytes: usize,
+        runtime: &Runtime,
+    ) -> Result<Self> {
+        let engine = TransferEngine::start(engine_settings(transport), runtime.clone())?;
+        let (peer, grant) = open(&engine, served, runtime)?;
+        let region = engine.allocate(memory_bytes)?;
+        // no later access pays for a fault
+        fill(&region, 0)?;
+        Ok(Self {
+            engine,
+            peer,
+            region,
+            grant,
+            memory_bytes,
+            runtime: runtime.clone(),
+        })
+    }
+
+    /// The same engine with another serving process, which has as much memory.
+    pub fn with(&self, served: &mut Served) -> Result<Self> {
+        let (peer, grant) = open(&self.engine, served, &self.runtime)?;
+        Ok(Self {
+            peer,
+            grant,
+            ..self.clone()
+        })
+    }
+
+    /// Moves one batch.
+    pub fn batch(&self, direction: Direction, bytes: usize, entries: usize) -> Result<()> {
+        let entries = super::places(bytes, entries, self.memory_bytes)
+            .map(|offset| TransferEntry {
+                local: self.region.id(),
+                local_offset: offset as u64,
+                grant: self.grant,
+                remote_offset: offset as u64,
+                length: bytes as u64,
+            })
+            .collect();
+        let kind = match direction {
+            Direction::Read => TransferKind::Read,
+            Direction::Write => TransferKind::Write,
+        };
+        let deadline = self.runtime.deadline(TIMEOUT);
+        self.engine
+            .submit(&self.peer, kind, entries, deadline)?
+            .wait(deadline)
+    }
+
+    /// Fails with `Corrupt` unless what is read is what is there, and what is written arrives.
+    pub fn check(&self, served: &mut Served) -> Result<()> {
+        self.batch(Direction::Read, self.memory_bytes, 1)?;
+        expect(&self.region, FILLING)?;
+        fill(&self.region, !FILLING)?;
+        self.batch(Direction::Write, self.memory_bytes, 1)?;
+        served.ask(&format!("expect {}", !FILLING)).map(drop)
+    }
+}
+
+fn open(engine: &TransferEngine, served: &mut Served, runtime: &Runtime) -> Result<(Peer, Grant)> {
+    let address = served.address().to_string();
+    let peer = engine.open_peer(&address, runtime.deadline(TIMEOUT))?;
+    let answer = served.ask(&format!("grant {}", hex(&engine.identity().to_bytes())))?;
+    Ok((peer, Grant::decode(&unhex(&answer)?)?))
+}
+
+/// Writes the same byte everywhere.
+pub fn fill(region: &Region, byte: u8) -> Result<()> {
+    let piece = vec![byte; 1 << 20];
+    let mut offset = 0;
+    while offset < region.length() {
+        let length = piece.len().min(region.length() - offset);
+        region.write(offset as u64, piece.get(..length).unwrap_or_default())?;
+        offset += length;
+    }
+    Ok(())
+}
+
+/// Fails with `Corrupt` unless both ends hold that byte.
+pub fn expect(region: &Region, byte: u8) -> Result<()> {
+    let mut found = vec![!byte; LOOKED_AT.min(region.length())];
+    for offset in [0, region.length() - found.len()] {
+        found.fill(!byte);
+        region.read(offset as u64, &mut found)?;
+        if found.iter().any(|other| *other != byte) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "what was moved is not what was there",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_read_back() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(unhex(&hex(&all)).unwrap(), all);
+        assert!(unhex("").unwrap().is_empty());
+        for wrong in ["0", "0g", "00 ", "äö"] {
+            assert!(unhex(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn memory_that_differs_at_either_end_is_seen() {
+        let engine = TransferEngine::start(engine_settings(Transport::Tcp), Runtime::system()).unwrap();
+        let region = engine.allocate(300_000).unwrap();
+        fill(&region, 7).unwrap();
+        expect(&region, 7).unwrap();
+        for offset in [0, 299_999] {
+            region.write(offset, &[8]).unwrap();
+            assert_eq!(expect(&region, 7).unwrap_err().kind(), ErrorKind::Corrupt);
+            region.write(offset, &[7]).unwrap();
+        }
+        engine.shutdown();
+    }
+}

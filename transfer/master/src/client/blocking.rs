@@ -1,0 +1,96 @@
+//! The client for callers with threads of their own.
+//!
+//! The calling thread drives the connection itself while it waits, so that a call costs no hop between threads. Calls from
+//! several threads go on side by side, and then one of them drives for all.
+
+use std::time::{Duration, Instant};
+
+use kvstored_core::{Error, Result, Runtime};
+
+use super::ClientSettings;
+use crate::types::{
+    Drained, Finished, Found, Holding, Lender, Mounted, NewObject, NodeId, NodeStatus, ObjectPage, Orders,
+    PutOptions, Status, Ticket,
+};
+
+/// See [`super::MasterClient`], whose calls these are. Must not be called from inside an asynchronous executor.
+pub struct MasterClient {
+    client: super::MasterClient,
+    /// `None` only while it's dropped.
+    executor: Option<tokio::runtime::Runtime>,
+}
+
+macro_rules! calls {
+    ($($(#[doc = $doc:literal])* $name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+        impl MasterClient {
+            $($(#[doc = $doc])* pub fn $name(&self, $($argument: $kind,)* deadline: Instant) -> Result<$answer> {
+                self.run(self.client.$name($($argument,)* deadline))
+            })*
+        }
+    };
+}
+
+calls! {
+    /// Begins puts.
+    start_puts(puts: &[NewObject<'_>], options: &PutOptions) -> Vec<Result<Ticket>>;
+    /// Makes objects visible that their nodes hold.
+    end_puts(puts: &[Finished<'_>]) -> Vec<Result<()>>;
+    /// Gives puts up.
+    revoke_puts(puts: &[(&[u8], u64)]) -> ();
+    /// Where objects are, with a lease on each.
+    locate(keys: &[&[u8]]) -> Vec<Result<Found>>;
+    /// Which objects are there, and for how long at least.
+    exist(keys: &[&[u8]], lease: bool) -> Vec<Option<Duration>>;
+    /// Removes objects.
+    remove(keys: &[&[u8]], force: bool) -> Vec<Result<()>>;
+    /// Removes all objects, or all of one tenant.
+    remove_all(tenant: Option<&str>, force: bool) -> u64;
+    /// The numbers of the master that answers first.
+    status() -> Status;
+    /// A node lends memory.
+    mount(lender: &Lender) -> Mounted;
+    /// A node announces everything that it holds.
+    announce(node: &NodeId, epoch: u64, holdings: &[Holding]) -> ();
+    /// A node shows that it's alive, confirms ranges as free, and takes orders.
+    heartbeat(node: &NodeId, epoch: u64, released: &[u64], wait: Duration) -> Orders;
+    /// A node takes its memory back.
+    unmount(node: &NodeId) -> ();
+    /// The nodes.
+    nodes() -> Vec<NodeStatus>;
+    /// A page of objects.
+    objects(after: u64, limit: u32, tenant: Option<&str>) -> ObjectPage;
+    /// Empties a node.
+    drain(node: &NodeId, evict: bool, undo: bool) -> Drained;
+}
+
+impl MasterClient {
+    /// Checks the settings and reads the certificates.
+    pub fn new(settings: ClientSettings, runtime: Runtime) -> Result<Self> {
+        let client = super::MasterClient::new(settings, runtime)?;
+        let executor = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|error| Error::from_io(error, "can't start the client's executor"))?;
+        Ok(Self {
+            client,
+            executor: Some(executor),
+        })
+    }
+
+    fn run<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        match &self.executor {
+            Some(executor) => executor.block_on(call),
+            None => Err(Error::internal("a call on a client that is gone")),
+        }
+    }
+}
+
+impl Drop for MasterClient {
+    fn drop(&mut self) {
+        if let Some(executor) = self.executor.take() {
+            // its connections just go
+            executor.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What a master knows of one node.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ranges::{FreeRanges, rounded};
+use crate::types::{Lender, NodeId, TokenKey};
+
+/// How soon an order that a node hasn't carried out is given again.
+const REPEAT: Duration = Duration::from_secs(1);
+
+/// How far a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Says what it holds; nothing is allocated there.
+    Announcing,
+    /// Everything is known.
+    Ready,
+    /// Left, or given up. What it held is being cleared away.
+    Gone,
+}
+
+/// A range that was released and that the node hasn't confirmed. It isn't free before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Quarantined {
+    pub offset: u64,
+    pub bytes: u64,
+    pub tenant: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub id: NodeId,
+    pub name: String,
+    pub control: Arc<str>,
+    pub engine: Arc<str>,
+    pub token_key: TokenKey,
+    pub capacity: u64,
+    pub phase: Phase,
+    /// Nothing more is allocated there; `Some(true)`: its objects go as soon as they may.
+    pub draining: Option<bool>,
+    /// Its connection broke, and it hasn't shown up since.
+    pub suspect: bool,
+    pub last_seen: Instant,
+    /// When it's given up.
+    pub deadline: Instant,
+    pub free: FreeRanges,
+    /// Numbers of the objects that have a replica here, by their puts.
+    pub puts: HashMap<u64, u32>,
+    pub quarantine: HashMap<u64, Quarantined>,
+    pub quarantined_bytes: u64,
+    /// Orders that weren't given yet.
+    orders: VecDeque<u64>,
+    /// Orders that were given, and when.
+    given: VecDeque<(Instant, u64)>,
+}
+
+impl Node {
+    pub fn new(lender: &Lender, token_key: TokenKey, now: Instant, ttl: Duration) -> Self {
+        Self {
+            id: lender.node,
+            name: lender.name.clone(),
+            control: lender.control.as_str().into(),
+            engine: lender.engine.as_str().into(),
+            token_key,
+            capacity: lender.segment_bytes,
+            phase: Phase::Announcing,
+            draining: None,
+            suspect: false,
+            last_seen: now,
+            deadline: now + ttl,
+            free: FreeRanges::new(lender.segment_bytes),
+            puts: HashMap::new(),
+            quarantine: HashMap::new(),
+            quarantined_bytes: 0,
+            orders: VecDeque::new(),
+            given: VecDeque::new(),
+        }
+    }
+
+    /// Whether something may be allocated here.
+    pub fn takes(&self) -> bool {
+        self.phase == Phase::Ready && self.draining.is_none() && !self.suspect
+    }
+
+    /// Bytes of objects and of puts under way.
+    pub fn used_bytes(&self) -> u64 {
+        if self.phase == Phase::Gone {
+            return 0;
+        }
+        let usable = self.capacity - self.capacity % super::ranges::GRANULE;
+        usable - self.free.free_bytes() - self.quarantined_bytes
+    }
+
+    /// For listings.
+    pub fn state_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Announcing => "announcing",
+            Phase::Gone => "gone",
+            Phase::Ready if self.suspect => "suspect",
+            Phase::Ready if self.draining.is_some() => "draining",
+            Phase::Ready => "ready",
+        }
+    }
+
+    /// Ends a put's range here: it's free once the node has confirmed.
+    pub fn quarantine(&mut self, put: u64, offset: u64, length: u64, tenant: u32) {
+        let bytes = rounded(length);
+        let range = Quarantined {
+            offset,
+            bytes,
+            tenant,
+        };
+        if self.quarantine.insert(put, range).is_none() {
+            self.quarantined_bytes += bytes;
+            self.orders.push_back(put);
+        }
+    }
+
+    /// The node has confirmed that nothing touches a range any more.
+    pub fn confirm(&mut self, put: u64) -> Option<Quarantined> {
+        let range = self.quarantine.remove(&put)?;
+        self.quarantined_bytes -= range.bytes;
+        self.free.release(range.offset, range.bytes);
+        Some(range)
+    }
+
+    /// Takes orders, those included that were given a while ago in vain.
+    pub fn take_orders(&mut self, now: Instant, most: usize) -> Vec<u64> {
+        while let Some(&(at, put)) = self.given.front()
+            && at + REPEAT <= now
+        {
+            self.given.pop_front();
+            if self.quarantine.contains_key(&put) {
+                self.orders.push_back(put);
+            }
+        }
+        let count = self.orders.len().min(most);
+        let mut taken: Vec<u64> = self.orders.drain(..count).collect();
+        taken.retain(|put| self.quarantine.contains_key(put));
+        self.given.extend(taken.iter().map(|put| (now, *put)));
+        taken
+    }
+}

@@ -1,0 +1,114 @@
+//! What nodes say they hold.
+
+use kvstored_core::ErrorKind;
+
+use super::super::State;
+use super::{id, key, lender, put, start};
+use crate::settings::MasterSettings;
+use crate::types::*;
+
+#[test]
+fn wrong_announcements_are_refused() {
+    let now = start();
+    let mut state = State::new(MasterSettings::default(), 100, now).unwrap();
+    state
+        .mount(&lender(1, 1024), TokenKey::from_bytes([1; 32]), now)
+        .unwrap();
+    let holding = |put: u64, offset: u64, length: u64| Holding {
+        key: key(&put.to_string()),
+        put,
+        offset,
+        length,
+        checksum: 0,
+        state: HoldingState::Sealed,
+    };
+    let mut refused = |holdings: &[Holding]| {
+        state
+            .announce(&id(1), 100, holdings, false, now)
+            .unwrap_err()
+            .kind()
+    };
+    for wrong in [
+        holding(1, 1024, 1),
+        holding(1, u64::MAX - 10, 100),
+        holding(1, 0, u64::MAX),
+        holding(1, 0, 0),
+        holding(0, 0, 1),
+        holding(u64::MAX, 0, 1),
+    ] {
+        assert_eq!(refused(&[wrong]), ErrorKind::InvalidInput);
+    }
+    assert_eq!(
+        refused(&[holding(1, 0, 512), holding(2, 256, 10)]),
+        ErrorKind::InvalidInput
+    );
+    let later = state.announce(&id(1), 99, &[], true, now).unwrap_err();
+    assert_eq!(later.kind(), ErrorKind::Fenced);
+    assert_eq!(
+        state.announce(&id(2), 100, &[], true, now).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+}
+
+#[test]
+fn the_later_put_wins_when_nodes_contradict_each_other() {
+    let now = start();
+    let mut state = State::new(MasterSettings::default(), 100, now).unwrap();
+    let holding = |put: u64, checksum: u64, state: HoldingState| Holding {
+        key: key("k"),
+        put,
+        offset: 0,
+        length: 10,
+        checksum,
+        state,
+    };
+    let nodes = [
+        holding(5, 50, HoldingState::Sealed),
+        holding(7, 70, HoldingState::Sealed),
+        holding(7, 70, HoldingState::Sealed),
+        holding(7, 71, HoldingState::Sealed),
+        holding(9, 0, HoldingState::Open),
+        holding(6, 60, HoldingState::Sealed),
+    ];
+    for (index, holding) in nodes.iter().enumerate() {
+        let number = index as u8 + 1;
+        state
+            .mount(&lender(number, 1024), TokenKey::from_bytes([1; 32]), now)
+            .unwrap();
+        state
+            .announce(&id(number), 100, std::slice::from_ref(holding), true, now)
+            .unwrap();
+    }
+    let found = state.get(&key("k"), now).unwrap();
+    assert_eq!((found.put, found.checksum, found.locations.len()), (7, 70, 2));
+    for (number, put) in [(1, 5), (4, 7), (5, 9), (6, 6)] {
+        assert_eq!(state.orders(&id(number), 100, now).release, [put]);
+    }
+    // what comes next has a higher number
+    let next = put(&mut state, "next", 10, now);
+    assert!(next.put > 9);
+}
+
+#[test]
+fn a_node_that_obeys_a_later_master_is_not_taken() {
+    let now = start();
+    let mut state = State::new(MasterSettings::default(), 100, now).unwrap();
+    let mut later = lender(1, 1024);
+    later.obeyed_epoch = 101;
+    let refused = state
+        .mount(&later, TokenKey::from_bytes([0; 32]), now)
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    let mut impossible = lender(1, 1024);
+    impossible.highest_put = u64::MAX;
+    assert!(
+        state
+            .mount(&impossible, TokenKey::from_bytes([0; 32]), now)
+            .is_err()
+    );
+    assert!(
+        state
+            .mount(&lender(1, u64::MAX), TokenKey::from_bytes([0; 32]), now)
+            .is_err()
+    );
+}

@@ -1,0 +1,319 @@
+//! A world around the state machine: nodes that hold ranges, and a model of what the master owes its clients.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use super::super::State;
+use super::super::ranges::rounded;
+use super::{id, lender, start};
+use crate::settings::MasterSettings;
+use crate::types::*;
+
+pub const NODES: usize = 3;
+pub const SEGMENT: u64 = 16 * 256;
+pub const TENANTS: [&str; 2] = ["", "t"];
+
+/// A range on a node, which alone decides.
+#[derive(Clone, Debug)]
+pub struct Range {
+    pub offset: u64,
+    pub length: u64,
+    pub key: Box<[u8]>,
+    pub sealed: bool,
+    pub ordered: bool,
+}
+
+#[derive(Default)]
+pub struct WorldNode {
+    pub alive: bool,
+    pub ranges: BTreeMap<u64, Range>,
+    /// Puts that the node knows are over, and hasn't confirmed.
+    pub releasing: BTreeSet<u64>,
+    pub highest_put: u64,
+}
+
+/// What the master owes for a complete object.
+#[derive(Clone, Debug)]
+pub struct Owed {
+    pub put: u64,
+    pub nodes: BTreeSet<usize>,
+    pub tenant: usize,
+    pub leased_until: Instant,
+    pub pinned_until: Option<Instant>,
+    pub last_use: u64,
+}
+
+pub struct Pending {
+    pub key: Box<[u8]>,
+    pub tenant: usize,
+    pub pinned_until: Option<Instant>,
+    pub ticket: Ticket,
+    pub until: Instant,
+}
+
+pub struct World {
+    pub state: State,
+    pub settings: MasterSettings,
+    pub now: Instant,
+    pub nodes: Vec<WorldNode>,
+    pub owed: HashMap<Box<[u8]>, Owed>,
+    pub pending: Vec<Pending>,
+    pub draining: [bool; NODES],
+    pub uses: u64,
+    pub last_put: u64,
+}
+
+impl World {
+    pub fn new(allow_evict_soft_pinned: bool) -> Self {
+        let mut settings = MasterSettings {
+            eviction_high_watermark_ratio: 0.8,
+            eviction_ratio: 0.2,
+            lease: Duration::from_secs(5),
+            soft_pin: Duration::from_secs(20),
+            allow_evict_soft_pinned,
+            ..MasterSettings::default()
+        };
+        settings.quotas.tenants.insert("t".to_owned(), 12 * 256);
+        let now = start();
+        let state = State::new(settings.clone(), 100, now).unwrap();
+        let mut world = Self {
+            state,
+            settings,
+            now,
+            nodes: (0..NODES).map(|_| WorldNode::default()).collect(),
+            owed: HashMap::new(),
+            pending: Vec::new(),
+            draining: [false; NODES],
+            uses: 0,
+            last_put: 0,
+        };
+        for node in 0..NODES {
+            world.mount(node);
+        }
+        world
+    }
+
+    /// A node mounts and announces what it holds. What it holds counts as leased.
+    pub fn mount(&mut self, node: usize) {
+        let mut lender = lender(node as u8, SEGMENT);
+        lender.highest_put = self.nodes[node].highest_put;
+        let mounted = self
+            .state
+            .mount(&lender, TokenKey::from_bytes([node as u8; 32]), self.now)
+            .unwrap();
+        self.nodes[node].alive = true;
+        self.forget(node);
+        let holdings: Vec<Holding> = self.nodes[node]
+            .ranges
+            .iter()
+            .map(|(put, range)| Holding {
+                key: range.key.clone(),
+                put: *put,
+                offset: range.offset,
+                length: range.length,
+                checksum: *put,
+                state: match (range.ordered, range.sealed) {
+                    (true, _) => HoldingState::Releasing,
+                    (false, true) => HoldingState::Sealed,
+                    (false, false) => HoldingState::Open,
+                },
+            })
+            .collect();
+        for part in holdings.chunks(2) {
+            self.state
+                .announce(&id(node as u8), mounted.epoch, part, false, self.now)
+                .unwrap();
+            // an answer that got lost
+            self.state
+                .announce(&id(node as u8), mounted.epoch, part, false, self.now)
+                .unwrap();
+        }
+        self.state
+            .announce(&id(node as u8), mounted.epoch, &[], true, self.now)
+            .unwrap();
+        self.learn(node, &holdings);
+    }
+
+    /// What a node's announcement means for what is owed.
+    fn learn(&mut self, node: usize, holdings: &[Holding]) {
+        for holding in holdings {
+            let (tenant, _) = split_key(&holding.key).unwrap();
+            let tenant = TENANTS.iter().position(|name| *name == tenant).unwrap();
+            if holding.state != HoldingState::Sealed {
+                continue;
+            }
+            self.pending.retain(|pending| pending.key != holding.key);
+            self.uses += 1;
+            let owed = self.owed.entry(holding.key.clone()).or_insert(Owed {
+                put: holding.put,
+                nodes: BTreeSet::new(),
+                tenant,
+                leased_until: self.now,
+                pinned_until: None,
+                last_use: self.uses,
+            });
+            if owed.put > holding.put {
+                continue;
+            }
+            if owed.put < holding.put || owed.nodes.is_empty() {
+                *owed = Owed {
+                    put: holding.put,
+                    nodes: BTreeSet::new(),
+                    tenant,
+                    leased_until: self.now + self.settings.lease,
+                    pinned_until: None,
+                    last_use: self.uses,
+                };
+            }
+            owed.nodes.insert(node);
+        }
+    }
+
+    /// The master loses what it knew of a node.
+    pub fn forget(&mut self, node: usize) {
+        self.owed.retain(|_, owed| {
+            owed.nodes.remove(&node);
+            !owed.nodes.is_empty()
+        });
+        for pending in &mut self.pending {
+            pending
+                .ticket
+                .locations
+                .retain(|location| location.node != id(node as u8));
+        }
+        self.pending
+            .retain(|pending| !pending.ticket.locations.is_empty());
+    }
+
+    /// The node dies with its memory.
+    pub fn kill(&mut self, node: usize) {
+        if std::mem::take(&mut self.nodes[node].alive) {
+            let highest_put = self.nodes[node].highest_put;
+            self.nodes[node] = WorldNode {
+                highest_put,
+                ..WorldNode::default()
+            };
+            self.draining[node] = false;
+            self.state.unmount(&id(node as u8), self.now);
+            self.forget(node);
+        }
+    }
+
+    /// A new master that knows nothing; the living nodes announce what they hold.
+    pub fn restart(&mut self) {
+        let epoch = self.state.epoch() + 1;
+        self.state = State::new(self.settings.clone(), epoch, self.now).unwrap();
+        self.owed.clear();
+        self.pending.clear();
+        self.draining = [false; NODES];
+        for node in 0..NODES {
+            if self.nodes[node].alive {
+                self.mount(node);
+            }
+        }
+    }
+
+    pub fn advance(&mut self, by: Duration) {
+        self.now += by;
+        let epoch = self.state.epoch();
+        for node in (0..NODES).filter(|node| self.nodes[*node].alive) {
+            self.state.heartbeat(&id(node as u8), epoch, &[], self.now);
+        }
+        self.state.tick(self.now);
+        let now = self.now;
+        self.pending.retain(|pending| pending.until > now);
+    }
+
+    /// A node takes its orders, and confirms some of what it was told.
+    pub fn heartbeat(&mut self, node: usize, confirm: bool) {
+        if !self.nodes[node].alive {
+            return;
+        }
+        let epoch = self.state.epoch();
+        let orders = self.state.orders(&id(node as u8), epoch, self.now);
+        assert!(!orders.announce);
+        let place = &mut self.nodes[node];
+        for put in orders.release {
+            place.highest_put = place.highest_put.max(put);
+            if let Some(range) = place.ranges.get_mut(&put) {
+                range.ordered = true;
+            }
+            place.releasing.insert(put);
+        }
+        if confirm {
+            let done: Vec<u64> = std::mem::take(&mut place.releasing).into_iter().collect();
+            place.ranges.retain(|put, _| !done.contains(put));
+            self.state.heartbeat(&id(node as u8), epoch, &done, self.now);
+        }
+    }
+
+    /// A node opens the range that a ticket names. It would refuse what overlaps; the master must never propose that.
+    pub fn open(&mut self, ticket: &Ticket, key: &[u8], length: u64) {
+        for location in &ticket.locations {
+            let node = &mut self.nodes[location.node[0] as usize];
+            assert!(node.alive, "a place on a dead node");
+            let end = location.offset + rounded(length);
+            assert!(end <= SEGMENT, "a place outside the segment");
+            for (put, range) in &node.ranges {
+                let apart = end <= range.offset || range.offset + rounded(range.length) <= location.offset;
+                assert!(
+                    apart,
+                    "put {} overlaps put {put}, which isn't confirmed as free",
+                    ticket.put
+                );
+            }
+            node.highest_put = node.highest_put.max(ticket.put);
+            let range = Range {
+                offset: location.offset,
+                length,
+                key: key.into(),
+                sealed: false,
+                ordered: false,
+            };
+            assert!(
+                node.ranges.insert(ticket.put, range).is_none(),
+                "a put's number came twice"
+            );
+        }
+    }
+
+    /// A writer's nodes take the descriptor, and the master is told.
+    pub fn end(&mut self, which: usize, nodes: &[bool]) {
+        let pending = self.pending.swap_remove(which);
+        let mut holders: Vec<NodeId> = Vec::new();
+        for (index, location) in pending.ticket.locations.iter().enumerate() {
+            let node = &mut self.nodes[location.node[0] as usize];
+            let range = node
+                .ranges
+                .get_mut(&pending.ticket.put)
+                .filter(|range| !range.ordered);
+            if let Some(range) = range
+                && nodes.get(index).copied().unwrap_or(true)
+            {
+                range.sealed = true;
+                holders.push(location.node);
+            }
+        }
+        let finished = Finished {
+            key: &pending.key,
+            put: pending.ticket.put,
+            checksum: pending.ticket.put,
+            nodes: &holders,
+            master_epoch: self.state.epoch(),
+        };
+        let ended = self.state.end_put(&finished, self.now);
+        assert_eq!(ended.is_ok(), !holders.is_empty(), "{ended:?}");
+        if ended.is_ok() {
+            self.uses += 1;
+            let owed = Owed {
+                put: pending.ticket.put,
+                nodes: holders.iter().map(|node| node[0] as usize).collect(),
+                tenant: pending.tenant,
+                leased_until: self.now,
+                pinned_until: pending.pinned_until,
+                last_use: self.uses,
+            };
+            self.owed.insert(pending.key, owed);
+        }
+    }
+}

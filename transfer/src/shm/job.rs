@@ -1,0 +1,184 @@
+//! Transfers that take a while: pieces that the waiting thread and a helper take in turn.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use kvstored_core::runtime::ThreadHandle;
+use kvstored_core::{Error, ErrorKind, Result, Runtime};
+use kvstored_shm::copy::Stores;
+use parking_lot::{Condvar, Mutex};
+
+use super::link::ShmLink;
+use crate::link::Entry;
+use crate::transfer::{TransferKind, TransferState};
+
+/// A transfer's pieces. Each is claimed, and finished, by exactly one thread.
+pub(crate) struct Job {
+    link: Arc<ShmLink>,
+    kind: TransferKind,
+    stores: Stores,
+    pieces: Vec<Entry>,
+    next: AtomicUsize,
+    /// Whether pieces were handed to another transport.
+    handed_on: AtomicBool,
+}
+
+impl Job {
+    pub fn new(link: Arc<ShmLink>, kind: TransferKind, stores: Stores, pieces: Vec<Entry>) -> Arc<Self> {
+        Arc::new(Self {
+            link,
+            kind,
+            stores,
+            pieces,
+            next: AtomicUsize::new(0),
+            handed_on: AtomicBool::new(false),
+        })
+    }
+
+    pub fn was_handed_on(&self) -> bool {
+        self.handed_on.load(Ordering::Acquire)
+    }
+
+    fn claim(&self) -> Option<&Entry> {
+        // nobody counts past the end more often than there are threads
+        self.pieces.get(self.next.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Moves the next piece. False if there's none.
+    pub fn step(&self, transfer: &Arc<TransferState>) -> bool {
+        let Some(piece) = self.claim() else {
+            return false;
+        };
+        if self.link.run(transfer, self.kind, self.stores, piece) {
+            self.handed_on.store(true, Ordering::Release);
+        }
+        true
+    }
+
+    /// Finishes all pieces that nobody has claimed.
+    pub fn drop_rest(&self, transfer: &TransferState, error: &Error) {
+        let claimed = self.next.swap(self.pieces.len(), Ordering::AcqRel);
+        let left = self.pieces.len() - claimed.min(self.pieces.len());
+        self.link.let_go(left);
+        for _ in 0..left {
+            transfer.finish_one(Err(error.clone()));
+        }
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Job")
+            .field("pieces", &self.pieces.len())
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+type Work = (Arc<Job>, Arc<TransferState>);
+
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    stopping: bool,
+}
+
+/// The helper, so that transfers go on while nobody waits for them.
+pub(crate) struct Copier {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    thread: Mutex<Option<ThreadHandle>>,
+}
+
+impl Copier {
+    /// Starts the thread.
+    pub fn start(runtime: &Runtime) -> Result<Arc<Self>> {
+        let copier = Arc::new(Self {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            thread: Mutex::new(None),
+        });
+        let body = copier.clone();
+        let thread = runtime
+            .spawner
+            .spawn("transfer-shm-copy", Box::new(move || body.work()))?;
+        *copier.thread.lock() = Some(thread);
+        Ok(copier)
+    }
+
+    /// Queues a job. It's bounded by what links let in.
+    pub fn push(&self, job: Arc<Job>, transfer: Arc<TransferState>) {
+        let mut queue = self.queue.lock();
+        if queue.stopping {
+            drop(queue);
+            job.drop_rest(&transfer, &stopped());
+            return;
+        }
+        queue.work.push_back((job, transfer));
+        self.changed.notify_one();
+    }
+
+    fn work(&self) {
+        while let Some((job, transfer)) = self.next() {
+            while job.step(&transfer) {}
+        }
+    }
+
+    fn next(&self) -> Option<Work> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.stopping {
+                return None;
+            }
+            if let Some(work) = queue.work.pop_front() {
+                return Some(work);
+            }
+            self.changed.wait(&mut queue);
+        }
+    }
+
+    /// Ends the thread; what is queued fails.
+    pub fn stop(&self) {
+        let rest = {
+            let mut queue = self.queue.lock();
+            queue.stopping = true;
+            self.changed.notify_all();
+            std::mem::take(&mut queue.work)
+        };
+        for (job, transfer) in rest {
+            job.drop_rest(&transfer, &stopped());
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            thread.join();
+        }
+    }
+}
+
+/// The helper of an engine, started when it's first needed.
+#[derive(Default)]
+pub(crate) struct LazyCopier(Mutex<Option<Arc<Copier>>>);
+
+impl LazyCopier {
+    /// The helper.
+    pub fn get(&self, runtime: &Runtime) -> Result<Arc<Copier>> {
+        let mut copier = self.0.lock();
+        match &*copier {
+            Some(copier) => Ok(copier.clone()),
+            None => Ok(copier.insert(Copier::start(runtime)?).clone()),
+        }
+    }
+
+    /// Ends it.
+    pub fn stop(&self) {
+        let copier = self.0.lock().take();
+        if let Some(copier) = copier {
+            copier.stop();
+        }
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "the engine was shut down")
+}

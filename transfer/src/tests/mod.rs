@@ -1,0 +1,17 @@
+//! Engines at work, over real sockets and in real processes.
+
+mod child;
+mod control;
+mod faults;
+mod grants;
+mod leaks;
+mod malformed;
+mod newcomers;
+mod raw;
+mod releases;
+mod rig;
+mod round_trips;
+mod security;
+mod sharing;
+#[allow(clippy::all, clippy::pedantic)]
+mod speed;
