@@ -14,7 +14,7 @@ use crate::choice::choose;
 use crate::counters::PeerCounters;
 use crate::grant::{Grant, GrantRequest};
 use crate::identity::{EngineId, PublicationId, RegionId};
-use crate::link::Entry;
+use crate::link::{Entry, Link};
 use crate::memory::{Publication, PublicationState, Region};
 use crate::notification::{MAX_NOTIFICATION_BYTES, Notification};
 use crate::peer::{Peer, PeerState};

@@ -142,21 +142,21 @@ fn an_old_leader_that_wakes_up_is_fenced() {
     // a call that lies in the old leader's socket while it sleeps
     let mut patient = settings(&[&old.address]);
     patient.attempt_timeout = super::PATIENCE;
-    let waiting = std::thread::spawn(move || {
-        let client = MasterClient::new(patient, Runtime::system()).unwrap();
-        let key = key("late");
-        let new = NewObject {
-            key: &key,
-            length: 100,
-        };
-        client
-            .start_puts(&[new], &PutOptions::default(), soon())
-            .unwrap()
-            .remove(0)
+    let late = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let client = MasterClient::new(patient, Runtime::system()).unwrap();
+            let key = key("late");
+            let new = NewObject {
+                key: &key,
+                length: 100,
+            };
+            let tickets = client.start_puts(&[new], &PutOptions::default(), soon());
+            tickets.unwrap().remove(0).unwrap()
+        });
+        super::pause(std::time::Duration::from_millis(200));
+        old.signal(Signal::CONT);
+        waiting.join().unwrap()
     });
-    super::pause(std::time::Duration::from_millis(200));
-    old.signal(Signal::CONT);
-    let late = waiting.join().unwrap().unwrap();
     assert!(
         node.write(&late, &key("late"), 100, 100),
         "the old leader answered by itself"

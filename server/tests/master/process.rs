@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use kvstored_core::Runtime;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -53,13 +54,15 @@ impl Master {
             }
         };
         // its log goes on somewhere, or it would block one day
-        std::thread::spawn(move || {
+        let drain = move || {
             for line in log.lines().map_while(Result::ok) {
                 if std::env::var_os("KVSTORED_TEST_LOG").is_some() {
                     eprintln!("{line}");
                 }
             }
-        });
+        };
+        let spawner = Runtime::system().spawner;
+        drop(spawner.spawn("log", Box::new(drain)).unwrap());
         Self {
             child,
             address: started["listen"].as_str().unwrap().to_owned(),

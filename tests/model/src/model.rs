@@ -126,7 +126,9 @@ impl Model for PoolModel {
         for (reader, get) in state.gets.iter().enumerate() {
             match get {
                 Get::Idle => {
-                    actions.extend((0..state.puts.len()).map(|object| Action::Ask { reader, object }));
+                    // objects are alike before anything happens to them, so the first reader's may as well be the first
+                    let objects = if reader == 0 { 1 } else { state.puts.len() };
+                    actions.extend((0..objects).map(|object| Action::Ask { reader, object }));
                 }
                 Get::Asked { .. } => {
                     actions.extend(masters().map(|master| Action::Answer { reader, master }));

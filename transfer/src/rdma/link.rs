@@ -235,13 +235,12 @@ impl Owner for Moving {
     fn finish(mut self: Box<Self>, result: Result<()>) {
         // let go before anybody hears of it, who may want to free the memory
         self.span = None;
-        match self.link.upgrade() {
-            Some(link) => link.ended(&self.transfer, self.kind, &self.entry, result),
-            None => {
-                let error = result.err().unwrap_or_else(|| ended_by(ErrorKind::Cancelled));
-                for _ in 0..self.entry.operations() {
-                    self.transfer.finish_one(Err(error.clone()));
-                }
+        if let Some(link) = self.link.upgrade() {
+            link.ended(&self.transfer, self.kind, &self.entry, result);
+        } else {
+            let error = result.err().unwrap_or_else(|| ended_by(ErrorKind::Cancelled));
+            for _ in 0..self.entry.operations() {
+                self.transfer.finish_one(Err(error.clone()));
             }
         }
     }

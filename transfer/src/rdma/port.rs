@@ -54,20 +54,19 @@ impl Port {
     /// region, and has checked the range.
     pub fn slice(&self, region: &Arc<RegionState>, offset: u64, length: u64) -> Result<Slice> {
         let mut regions = self.regions.lock();
-        let registration = match regions.get(&region.id()) {
-            Some(known) => known.registration.clone(),
-            None => {
-                let base = std::ptr::with_exposed_provenance_mut(region.base());
-                // SAFETY: the memory is valid until it's unregistered, which waits for whoever is counted in and then
-                // calls `forget` before it returns; nothing forms references to it.
-                let registration = unsafe { Registration::new(self.nic.domain(), base, region.length())? };
-                let known = Registered {
-                    registration: registration.clone(),
-                    _region: region.clone(),
-                };
-                regions.insert(region.id(), known);
-                registration
-            }
+        let registration = if let Some(known) = regions.get(&region.id()) {
+            known.registration.clone()
+        } else {
+            let base = std::ptr::with_exposed_provenance_mut(region.base());
+            // SAFETY: the memory is valid until it's unregistered, which waits for whoever is counted in and then
+            // calls `forget` before it returns; nothing forms references to it.
+            let registration = unsafe { Registration::new(self.nic.domain(), base, region.length())? };
+            let known = Registered {
+                registration: registration.clone(),
+                _region: region.clone(),
+            };
+            regions.insert(region.id(), known);
+            registration
         };
         drop(regions);
         registration.slice(offset, length)

@@ -88,10 +88,6 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -138,7 +134,6 @@ fn child() {
     match std::env::var(ROLE).as_deref() {
         Ok("serve") => serve(),
         Ok("ask") => ask(),
-        Ok("raw") => super::speed::raw_serve(),
         _ => {}
     }
 }

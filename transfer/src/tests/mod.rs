@@ -13,5 +13,3 @@ mod rig;
 mod round_trips;
 mod security;
 mod sharing;
-#[allow(clippy::all, clippy::pedantic)]
-mod speed;

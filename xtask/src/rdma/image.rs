@@ -50,8 +50,9 @@ pub fn write(path: &Path, kernel: &Kernel, modules: &[&str], programs: &[Program
     } in programs
     {
         archive.add_file(&format!("host/{name}"), file)?;
-        list.push_str(&[name, arguments].join(" "));
-        list.push('\n');
+        for part in [name, " ", arguments, "\n"] {
+            list.push_str(part);
+        }
         libraries.extend(needed(file)?);
     }
     archive.add("programs.list", list.as_bytes())?;

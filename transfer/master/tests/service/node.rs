@@ -25,6 +25,8 @@ pub struct Ledger {
     pub token_key: Option<TokenKey>,
     pub ranges: BTreeMap<u64, Holding>,
     highest_put: u64,
+    /// Whether a master knows all of this.
+    pub announced: bool,
 }
 
 pub struct FakeNode {
@@ -87,7 +89,7 @@ impl FakeNode {
             stop,
             thread: Mutex::new(Some(thread)),
         };
-        super::until("a mounted node", || node.ledger.lock().epoch > 0);
+        super::until("a node that can be used", || node.ledger.lock().announced);
         node
     }
 
@@ -141,7 +143,9 @@ fn mount(client: &MasterClient, lender: &Lender, ledger: &Mutex<Ledger>) -> kvst
         ledger.token_key = Some(mounted.token_key);
         ledger.ranges.values().cloned().collect()
     };
-    client.announce(&lender.node, mounted.epoch, &holdings, soon())
+    client.announce(&lender.node, mounted.epoch, &holdings, soon())?;
+    ledger.lock().announced = true;
+    Ok(())
 }
 
 impl Drop for FakeNode {

@@ -68,7 +68,9 @@ fn figures(lends_itself: bool, transport: TransportKind) {
             let before = clock.now();
             let outcomes = client.put_batch(&puts, &PutOptions::default(), soon());
             times.push(clock.now() - before);
-            outcomes.into_iter().for_each(|outcome| outcome.unwrap());
+            for outcome in outcomes {
+                outcome.unwrap();
+            }
             if round > 0 {
                 let gone: Vec<_> = (0..batch).map(|at| name(round - 1, at)).collect();
                 let gone: Vec<&[u8]> = gone.iter().map(|key| &**key).collect();

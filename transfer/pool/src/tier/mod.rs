@@ -4,6 +4,7 @@
 //! index and nobody else; a hit is confirmed at the load, and one that turns out to be a miss leaves the index.
 
 mod feed;
+mod images;
 mod index;
 mod work;
 

@@ -8,17 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kvstored_core::{
-    Action, Arena, BlockHash, Envelope, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result,
-    Runtime, SlotGuard,
+    Action, Arena, BlockHash, Error, ErrorKind, Namespace, NamespaceInfo, Operation, Result, Runtime,
 };
 use kvstored_master::PutOptions;
 use parking_lot::{Condvar, Mutex};
 
 use super::feed::Feed;
+use super::images::{check, parts};
 use super::index::{block_key, object_key};
 use super::{TierSettings, stopped};
 use crate::client::{GetRequest, PoolClient, PutRequest};
-use crate::memory::Piece;
 
 /// Blocks that are moved together.
 const BATCH: usize = 64;
@@ -299,6 +298,7 @@ impl Work {
         let count = batch.len();
         let mut outcomes = outcomes.map(Vec::into_iter);
         let mut trouble = None;
+        let mut ended = Vec::with_capacity(count);
         for operation in batch {
             let outcome = match &mut outcomes {
                 Ok(outcomes) => outcomes
@@ -310,9 +310,13 @@ impl Work {
             if let Err(error) = &outcome {
                 self.learn_from(&operation, error, &mut trouble);
             }
+            ended.push((operation, outcome));
+        }
+        // whoever is told may look at the tier's state
+        *self.degraded.lock() = trouble;
+        for (operation, outcome) in ended {
             operation.complete(outcome);
         }
-        *self.degraded.lock() = trouble;
         let mut queues = self.queues.lock();
         queues.under_way = queues.under_way.saturating_sub(count);
         if queues.outstanding() == 0 {
@@ -366,35 +370,4 @@ impl Work {
 fn take(queue: &mut VecDeque<Operation>) -> Option<Vec<Operation>> {
     let most = queue.len().min(BATCH);
     (most > 0).then(|| queue.drain(..most).collect())
-}
-
-/// The keys of a batch, and where its images lie.
-fn parts(batch: &[Operation]) -> (Vec<Box<[u8]>>, Vec<Piece>) {
-    let one = |operation: &Operation| {
-        let namespace = &operation.namespace;
-        let piece = image(&operation.buffer, namespace.layout.image_bytes());
-        (object_key(namespace, &operation.hash), piece)
-    };
-    batch.iter().map(one).unzip()
-}
-
-fn image(slot: &SlotGuard, bytes: usize) -> Piece {
-    Piece {
-        address: slot.address() as usize,
-        length: bytes.min(slot.length()),
-    }
-}
-
-/// Whether what was loaded is the block that was asked for. Its bytes are those that were put; this is about what was
-/// put under that name.
-fn check(operation: &Operation, bytes: u64) -> Result<()> {
-    let layout = &operation.namespace.layout;
-    if bytes != layout.image_bytes() as u64 {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            "an object of the pool is no image of that block",
-        ));
-    }
-    let envelope = Envelope::decode(&operation.buffer.descriptor()?[..])?;
-    envelope.expect(&operation.namespace.key(operation.hash), layout)
 }

@@ -229,12 +229,12 @@ pub fn cancelled(rig: &Rig) {
     let [link, _other] = rig.link_to(&store);
     let local = rig.buffer(8 * MIB);
     let mut ended = 0;
-    for round in 0..20_u64 {
+    for round in 0..10_u64 {
         let results = Results::new();
         let operations =
             (0..3).map(|_| results.operation(Direction::Read, whole(&local), GOOD, 0, rig.soon()));
         link.submit(operations.collect()).unwrap();
-        std::thread::sleep(Duration::from_millis(round));
+        std::thread::sleep(Duration::from_millis(2 * round));
         for tag in [0, 1] {
             link.cancel(tag, &Error::new(ErrorKind::Cancelled, "not needed"));
         }
@@ -254,7 +254,7 @@ pub fn cancelled(rig: &Rig) {
         );
         assert!(link.is_alive(), "{:?}", link.error());
     }
-    println!("  {ended} of 60 ended by the cancel");
+    println!("  {ended} of 30 ended by the cancel");
     assert!(ended > 0);
     run(rig, &link, Direction::Read, whole(&local), GOOD, 0).unwrap();
     assert!(bytes(&local, 0, 8 * MIB) == pattern(1, 8 * MIB));
@@ -403,7 +403,10 @@ pub fn nothing_left(rig: &Rig) {
         let local = rig.buffer(MIB);
         run(rig, &links[0], Direction::Read, whole(&local), GOOD, 0).unwrap();
     }
-    assert_eq!((descriptors(), pinned()), before);
+    // the driver may be about to let go of the last link
+    wait_for("descriptors and pinned memory to be as before", || {
+        (descriptors(), pinned()) == before
+    });
     let store = Store::new(rig, MIB);
     let _links = rig.link_to(&store);
     let used = || {
