@@ -200,19 +200,20 @@ class Store:
         renew()
         return result
 
-    def exist(self, keys: int) -> dict[str, float]:
-        """Batched existence checks, in keys per second; every second key is there."""
+    def exist(self, keys: int, present: int) -> dict[str, float]:
+        """Batched existence checks, in keys per second; of each two keys, so many are there."""
         names = [f"exist-{os.getpid()}-{index}" for index in range(keys)]
-        for name in names[::2]:
+        there = [name for index, name in enumerate(names) if index % 2 < present]
+        for name in there:
             self.store.put(name, b"x" * 4096)
-        wanted = [1, 0] * (keys // 2)
+        wanted = [int(index % 2 < present) for index in range(keys)]
 
         def check() -> None:
             if self.store.batch_is_exist(names) != wanted:
                 raise RuntimeError("a key's existence is told wrongly")
 
         result = repeat(keys, check)
-        for name in names[::2]:
+        for name in there:
             self.store.remove(name, True)
         return result
 

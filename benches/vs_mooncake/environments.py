@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-TARGET = ROOT / "target" / "python"
 #: Debian's packages with the libraries that the peer is linked with; unpacked, not installed.
 LIBRARIES = ("libibverbs1", "libnl-3-200", "libnl-route-3-200")
 
 
-def peer() -> tuple[Path, dict[str, str]]:
-    """The peer's interpreter, and variables for it."""
-    place = TARGET / "mooncake"
+def peer(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The peer's interpreter, made in that folder, and variables for it."""
+    place = folder / "mooncake"
     requirements = (HERE / "requirements.txt").read_text()
     stamp = place / "made-from.txt"
     if not stamp.is_file() or stamp.read_text() != requirements:
@@ -25,14 +23,14 @@ def peer() -> tuple[Path, dict[str, str]]:
         command = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", HERE / "requirements.txt"]
         subprocess.run(command, check=True)
         stamp.write_text(requirements)
-    return place / "bin" / "python", {"LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries()))}
+    return place / "bin" / "python", {"LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries(folder)))}
 
 
-def _libraries() -> list[Path]:
+def _libraries(folder: Path) -> list[Path]:
     """Folders with libraries that this machine lacks; none where it has them."""
     if _installed("libibverbs.so.1"):
         return []
-    place = TARGET / "mooncake-libraries"
+    place = folder / "mooncake-libraries"
     folders = [place / "usr/lib/x86_64-linux-gnu", place / "lib/x86_64-linux-gnu"]
     if not folders[0].is_dir():
         if shutil.which("apt-get") is None:

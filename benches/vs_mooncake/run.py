@@ -1,7 +1,7 @@
 """Head to head with Mooncake, both through its Python API, in turn: `python run.py [engine | store] [--rounds N]`.
 
-Needs an interpreter with the kvstored package built for figures; makes the peer's environment by itself. Prints, for
-each figure, both contenders' medians and the median of the rounds' ratios.
+Needs an interpreter with the kvstored package and the kvstored program, both built for figures; makes the peer's
+environment by itself. Prints, for each figure, both contenders' medians and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -138,8 +138,10 @@ def store_tasks() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
             for length, entries in ((MIB, 1), (4 * MIB, 1), (MIB, 8)):
                 arguments = {"verb": verb, "length": length, "entries": entries}
                 yield f"{prefix}_{verb}_{size(length)}_x{entries}", side, "measure", arguments
-    yield "exist_64", "lent", "exist", {"keys": 64}
-    yield "exist_1", "lent", "exist", {"keys": 2}
+    # every second key is there, all are, none is
+    for name, present in (("exist_64", 1), ("exist_64_present", 2), ("exist_64_absent", 0)):
+        yield name, "lent", "exist", {"keys": 64, "present": present}
+    yield "exist_2", "lent", "exist", {"keys": 2, "present": 1}
 
 
 def main() -> None:
@@ -151,28 +153,33 @@ def main() -> None:
     parser.add_argument("--idle-seconds", type=float, default=10.0)
     parser.add_argument("--protocol", default="tcp", help="ours only; the peer's is tcp")
     parser.add_argument("--store-protocol", default="auto", help="ours only; the peer's is tcp")
-    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/kvstored")
-    parser.add_argument("--logs", type=Path, default=ROOT / "target/python/vs-mooncake")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--target", type=Path, default=ROOT / "target", help="where everything is built")
+    parser.add_argument("--binary", type=Path, help="the kvstored program; else the target's release")
+    parser.add_argument("--logs", type=Path, help="folder; else one in the target")
+    parser.add_argument("--json", type=Path, help="file for all measurements")
     options = parser.parse_args()
-    options.logs.mkdir(parents=True, exist_ok=True)
+    target = options.target.resolve()
+    binary = options.binary or target / "release/kvstored"
+    logs = options.logs or target / "python/vs-mooncake"
+    logs.mkdir(parents=True, exist_ok=True)
     what = options.what or ["engine", "store"]
     found: dict[str, dict[str, list[float]]] = {}
     print(f"load average {load_average():.2f}", flush=True)
     with contextlib.ExitStack() as stack:
         contenders = []
-        for name, (interpreter, variables) in ((OURS, environments.ours()), (PEER, environments.peer())):
-            contender = Contender(name, interpreter, variables, options.logs / f"{name}.log")
+        places = {OURS: environments.ours(), PEER: environments.peer(target / "python")}
+        for name, (interpreter, variables) in places.items():
+            contender = Contender(name, interpreter, variables, logs / f"{name}.log")
             stack.callback(contender.close)
             contenders.append(contender)
             is_ours = name == OURS
             if "engine" in what:
                 contender.open("transfers", "transfers", protocol=options.protocol if is_ours else "tcp")
             if "store" in what:
-                command = [str(options.binary), "master"] if is_ours else [str(interpreter.parent / "mooncake_master")]
+                command = [str(binary), "master"] if is_ours else [str(interpreter.parent / "mooncake_master")]
                 protocol = options.store_protocol if is_ours else "tcp"
                 for side in ("lent", "own"):
-                    log = options.logs / f"{name}-master-{side}.log"
+                    log = logs / f"{name}-master-{side}.log"
                     address = stack.enter_context(master(command, variables, log))
                     contender.open(side, "store", master=address, protocol=protocol, own=side == "own")
         tasks = [*(engine_tasks() if "engine" in what else ()), *(store_tasks() if "store" in what else ())]

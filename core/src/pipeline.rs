@@ -112,7 +112,15 @@ mod tests {
 
     #[test]
     fn known_pipelines_round_trip() {
-        for text in ["Cache|Posix", "Cache|Pool|Posix", "Posix", "Cache|Empty", "Empty", "Fake", "Cache"] {
+        for text in [
+            "Cache|Posix",
+            "Cache|Pool|Posix",
+            "Posix",
+            "Cache|Empty",
+            "Empty",
+            "Fake",
+            "Cache",
+        ] {
             assert_eq!(text.parse::<Pipeline>().unwrap().to_string(), text);
         }
     }

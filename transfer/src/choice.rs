@@ -9,7 +9,7 @@ use crate::link::Link;
 use crate::rdma::RdmaLink;
 use crate::settings::TransportKind;
 use crate::shared::Shared;
-use crate::shm::{LazyCopier, ShmLink};
+use crate::shm::ShmLink;
 use crate::tcp::TcpLink;
 
 /// The link that moves bytes. Sockets, where they come later in the order, take over what another transport can't do.
@@ -17,7 +17,6 @@ use crate::tcp::TcpLink;
 /// Fails with `Unsupported` when none of the configured ones works with the peer.
 pub(crate) fn choose(
     shared: &Arc<Shared>,
-    copier: &LazyCopier,
     control: &Arc<TcpLink>,
     deadline: Instant,
 ) -> Result<Arc<dyn Link>> {
@@ -28,10 +27,9 @@ pub(crate) fn choose(
         let other = tcp_follows.then(|| control.clone());
         let tried: Result<Arc<dyn Link>> = match kind {
             TransportKind::Tcp => return Ok(control.clone()),
-            TransportKind::Shm => copier.get(&shared.runtime).and_then(|copier| {
-                let link = ShmLink::attach(shared, control, other, &copier, deadline)?;
-                Ok(link as Arc<dyn Link>)
-            }),
+            TransportKind::Shm => {
+                ShmLink::attach(shared, control, other, deadline).map(|link| link as Arc<dyn Link>)
+            }
             TransportKind::Rdma => {
                 RdmaLink::attach(shared, control, other, deadline).map(|link| link as Arc<dyn Link>)
             }

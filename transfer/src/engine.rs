@@ -20,7 +20,6 @@ use crate::notification::{MAX_NOTIFICATION_BYTES, Notification};
 use crate::peer::{Peer, PeerState};
 use crate::settings::EngineSettings;
 use crate::shared::{Responder, Shared, shut_down};
-use crate::shm::LazyCopier;
 use crate::tcp::{Destination, Tcp};
 use crate::transfer::{Transfer, TransferEntry, TransferKind, TransferState};
 use crate::wire::Kind;
@@ -34,8 +33,6 @@ pub struct TransferEngine {
     tcp: Tcp,
     peers: Mutex<HashMap<String, Peer>>,
     threads: Mutex<Vec<ThreadHandle>>,
-    /// Helps with transfers through shared memory; started with the first peer of that kind.
-    copier: LazyCopier,
     stopped: AtomicBool,
 }
 
@@ -59,7 +56,6 @@ impl TransferEngine {
             );
         }
         Ok(Arc::new(Self {
-            copier: LazyCopier::default(),
             shared,
             tcp,
             peers: Mutex::default(),
@@ -218,7 +214,7 @@ impl TransferEngine {
         }
         let destination = Destination::resolve(address, &self.shared)?;
         let control = self.tcp.open(&destination, deadline)?;
-        let data = choose(&self.shared, &self.copier, &control, deadline)?;
+        let data = choose(&self.shared, &control, deadline)?;
         let peer = Peer {
             state: Arc::new(PeerState {
                 address: address.to_owned(),
@@ -356,7 +352,6 @@ impl TransferEngine {
             peer.state.data.close();
             peer.state.control.close();
         }
-        self.copier.stop();
         if let Some(host) = &self.shared.shm {
             host.stop();
         }

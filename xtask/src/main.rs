@@ -1,4 +1,5 @@
-//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`.
+//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`, and
+//! `vllm-bench | mooncake-bench`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -14,6 +15,7 @@ mod edges;
 mod fuzz;
 mod lint;
 mod manifest;
+mod mooncake_bench;
 mod process;
 mod python;
 mod rdma;
@@ -51,6 +53,8 @@ enum Command {
     Test,
     /// Figures of the prefix cache in real vLLM servers, beside no cache and two peers
     VllmBench(vllm_bench::Options),
+    /// Figures of the transfer engine and the pool, beside Mooncake's
+    MooncakeBench(mooncake_bench::Options),
     /// The Python tests with a real vLLM, or those that the arguments name
     VllmTest {
         /// Arguments of pytest; paths are relative to the folder `python`
@@ -94,6 +98,7 @@ fn run(command: Command) -> Outcome {
         Command::VllmDemo(options) => python::run_demo(&workspace, &options),
         Command::Test => test::run(&workspace),
         Command::VllmBench(options) => vllm_bench::run(&workspace, &options),
+        Command::MooncakeBench(options) => mooncake_bench::run(&workspace, &options),
         Command::VllmTest { arguments } => python::run_vllm_tests_with(&workspace, &arguments),
         Command::Python => python::set_up(&workspace),
         Command::Lint => lint::run(&workspace),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::counts::Counts;
 use crate::process::{self, Outcome};
 use crate::workspace::Workspace;
-use crate::{crash, fuzz, lint, python};
+use crate::{crash, fuzz, lint, python, rdma, setup};
 
 const FUZZ_SECONDS: u64 = 10;
 const POWER_CUT_ROUNDS: u32 = 3;
@@ -22,7 +22,8 @@ pub fn run(workspace: &Workspace) -> Outcome {
     let vllm_tests = |workspace: &Workspace| python::run_vllm_tests(workspace, &counts);
     let fuzzing = |workspace: &Workspace| fuzz::run(workspace, FUZZ_SECONDS, None);
     let power_cuts = |workspace: &Workspace| crash::run(workspace, &crash::Options::short(POWER_CUT_ROUNDS));
-    let steps: [Step; 12] = [
+    let rdma_checks = |workspace: &Workspace| rdma::run_if_possible(workspace, |line| counts.add(line));
+    let steps: [Step; 13] = [
         ("format", &lint::format),
         ("dependency edges", &lint::dependency_edges),
         ("clippy", &lint::clippy),
@@ -35,6 +36,7 @@ pub fn run(workspace: &Workspace) -> Outcome {
         ("benches, one round each", &benches),
         ("fuzz targets, briefly", &fuzzing),
         ("power cuts, briefly", &power_cuts),
+        ("RDMA in a virtual machine", &rdma_checks),
     ];
     let mut lines = Vec::new();
     let mut failed_steps = Vec::new();
@@ -66,6 +68,8 @@ pub fn run(workspace: &Workspace) -> Outcome {
 type Step<'a> = (&'static str, &'a dyn Fn(&Workspace) -> Outcome);
 
 fn tests(workspace: &Workspace, counts: &Counts) -> Outcome {
+    // several masters elect their leader on a real etcd
+    setup::debian_program("etcd", "etcd-server")?;
     // the end-to-end tests run this very binary; with the workspace's features, so that nothing is built twice
     process::run(cargo(workspace).args(["build", "--workspace", "--bins"]))?;
     let mut command = cargo(workspace);

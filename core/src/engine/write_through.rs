@@ -164,7 +164,9 @@ impl Engine {
     }
 
     fn keeps(&self, lower: usize) -> Durability {
-        self.lower.get(lower).map_or(Durability::Memory, |tier| tier.keeps())
+        self.lower
+            .get(lower)
+            .map_or(Durability::Memory, |tier| tier.keeps())
     }
 
     /// Whether what is written to that tier doesn't outlive processes, so that no dump depends on it.

@@ -13,14 +13,18 @@ Python threads run meanwhile. What differs from Mooncake:
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvstored import _native
 from kvstored.errors import AlreadyExists, InvalidInput, KvstoredError, NotFound
 from kvstored.mooncake import codes, settings
+from kvstored.mooncake.names import EtcdNames
 
 __all__ = ["TransferEngine", "TransferNotify", "TransferOpcode"]
 
@@ -54,13 +58,15 @@ class TransferEngine:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._native: _native.TransferEngine | None = None
+        self._names: EtcdNames | None = None
         self._default_port = 0
         self._timeout_s = 30.0
 
     def initialize(self, local_hostname: str, metadata_server: str, protocol: str, device_name: str = "") -> int:
         """Starts the engine: it listens on that host, on any free port unless the name has one.
 
-        metadata_server: ``P2PHANDSHAKE``; any other is accepted and not asked, since peers are found by host and port.
+        metadata_server: ``P2PHANDSHAKE``, or ``etcd://HOST:PORT``, where this engine's name is kept and its peers' are
+        looked up; any other is accepted and not asked, since peers are found by host and port.
         protocol: ``tcp``, ``shm``, ``rdma`` or ``auto``. device_name: accepted; devices are found by themselves.
         """
         with self._lock:
@@ -68,11 +74,13 @@ class TransferEngine:
                 _logger.warning("initialize: the engine runs already (%d)", codes.INVALID_ARGUMENT)
                 return codes.INVALID_ARGUMENT
             try:
-                self._default_port = 0 if metadata_server == _PEER_TO_PEER else _NAMED_PORT
+                names = EtcdNames.at(metadata_server)
+                found_by_address = metadata_server != _PEER_TO_PEER and names is None
+                self._default_port = _NAMED_PORT if found_by_address else 0
                 security = settings.Security.from_environment()
                 self._timeout_s = settings.timeout_s()
                 listen = settings.address(local_hostname, self._default_port)
-                self._native = _native.TransferEngine.start(
+                native = _native.TransferEngine.start(
                     listen,
                     settings.transports(protocol),
                     security.token,
@@ -80,10 +88,15 @@ class TransferEngine:
                     security.key,
                     security.authority,
                 )
+                if names is not None:
+                    host, _ = settings.host_and_port(local_hostname)
+                    names.publish(local_hostname, settings.address(host, native.port))
+                    weakref.finalize(self, names.close)
             except KvstoredError as error:
                 return codes.told(error, codes.INVALID_ARGUMENT, "initialize")
-            _logger.info("kvstored's transfer engine serves on %s", self._native.address)
-            if metadata_server != _PEER_TO_PEER:
+            self._native, self._names = native, names
+            _logger.info("kvstored's transfer engine serves on %s", native.address)
+            if found_by_address:
                 _logger.info("metadata server %s is not asked: peers are found by host and port", metadata_server)
         return 0
 
@@ -215,7 +228,7 @@ class TransferEngine:
         try:
             self._running.notify(self._peer(target_hostname), notify.name, notify.msg, self._timeout_s)
         except KvstoredError as error:
-            return codes.told(error, codes.SOCKET, f"notification to {target_hostname}")
+            return self._failed(target_hostname, error, codes.SOCKET, "notification to")
         return 0
 
     def batch_transfer_async_write(
@@ -282,8 +295,7 @@ class TransferEngine:
         try:
             return self._running.first_address(self._peer(segment_name), self._timeout_s)
         except KvstoredError as error:
-            codes.told(error, 0, f"first buffer of {segment_name}")
-            return 0
+            return self._failed(segment_name, error, 0, "first buffer of")
 
     def read_bytes_from_buffer(self, source_address: int, length: int) -> bytes:
         """Bytes of registered memory. Raises InvalidInput for memory that isn't."""
@@ -311,8 +323,16 @@ class TransferEngine:
         try:
             self._running.probe(self._peer(peer_server_name), _PROBE_S)
         except KvstoredError as error:
-            return codes.told(error, codes.SOCKET, f"probe of {peer_server_name}")
+            return self._failed(peer_server_name, error, codes.SOCKET, "probe of")
         return 0
+
+    def counters(self) -> list[dict[str, Any]]:
+        """What was moved, by peer, transport, and whether it was served (moved by the peer). Not of Mooncake's API.
+
+        Each has ``peer``, ``transport``, ``served``, ``reads``, ``read_bytes``, ``writes``, ``written_bytes``,
+        ``failures`` and ``refused``. Who shares memory (``shm``) serves without counting.
+        """
+        return [] if self._native is None else json.loads(self._native.counters())
 
     @property
     def _running(self) -> _native.TransferEngine:
@@ -321,7 +341,14 @@ class TransferEngine:
         return self._native
 
     def _peer(self, name: str) -> str:
+        if self._names is not None:
+            return self._names.find(name)
         return settings.address(name, self._default_port)
+
+    def _failed(self, peer: str, error: KvstoredError, code: int, what: str) -> int:
+        if self._names is not None:
+            self._names.forget(peer)
+        return codes.told(error, code, f"{what} {peer}")
 
     def _deadline_s(self, lengths: Sequence[int]) -> float:
         return self._timeout_s + sum(lengths) / _BYTES_PER_SECOND
@@ -332,7 +359,7 @@ class TransferEngine:
         try:
             self._running.transfer(self._peer(target), local, remote, lengths, writes, self._deadline_s(lengths))
         except KvstoredError as error:
-            return codes.told(error, codes.INVALID_ARGUMENT, f"transfer with {target}")
+            return self._failed(target, error, codes.INVALID_ARGUMENT, "transfer with")
         return 0
 
     def _begin(
@@ -341,5 +368,4 @@ class TransferEngine:
         try:
             return self._running.submit(self._peer(target), local, remote, lengths, writes, self._deadline_s(lengths))
         except KvstoredError as error:
-            codes.told(error, 0, f"transfer with {target}")
-            return 0
+            return self._failed(target, error, 0, "transfer with")

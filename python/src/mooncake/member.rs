@@ -123,7 +123,6 @@ pub fn join(joining: Joining) -> Result<OpenPool> {
         node: NodeSettings {
             segment_bytes: joining.lent_bytes,
             name: format!("{}:{}", joining.listen.ip(), std::process::id()),
-            listen: SocketAddr::new(joining.listen.ip(), 0),
             ..NodeSettings::default()
         },
         client: ClientSettings::default(),

@@ -315,27 +315,6 @@ def test_an_engine_that_was_not_initialized_refuses_everything() -> None:
     assert engine.send_probe("127.0.0.1:1") < 0
 
 
-def test_another_token_is_no_member(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = [folder / "right", folder / "wrong"]
-    for path in tokens:
-        path.write_text(f"{path.name} token of a test\n")
-    peer = EnginePeer(environment={"KVSTORED_TRANSFER_TOKEN_FILE": str(tokens[0])})
-    try:
-        remote = peer.call("memory", 64, 7)
-        for path, member in [(tokens[1], False), (None, False), (tokens[0], True)]:
-            if path is None:
-                monkeypatch.delenv("KVSTORED_TRANSFER_TOKEN_FILE", raising=False)
-            else:
-                monkeypatch.setenv("KVSTORED_TRANSFER_TOKEN_FILE", str(path))
-            engine = started()
-            memory = Memory(64)
-            assert engine.register_memory(memory.address, 64) == 0
-            assert (engine.transfer_sync_read(peer.name, memory.address, remote, 64) == 0) is member
-            assert (memory.bytes == b"\x07" * 64) is member
-    finally:
-        peer.close()
-
-
 def test_a_fork_has_no_engine(engine: TransferEngine) -> None:
     memory = Memory(64)
     child = os.fork()

@@ -42,6 +42,15 @@ pub struct CtlArguments {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Daemon(DaemonCommand),
+    /// Look at the memory pool of several nodes, or tell it something
+    Pool(Box<pool::Arguments>),
+}
+
+/// What a daemon is asked over its socket.
+#[derive(Clone, Debug, clap::Subcommand)]
+enum DaemonCommand {
     /// The daemon's numbers, by tier
     Stat,
     /// Namespaces, or the blocks of one
@@ -52,8 +61,6 @@ enum Command {
     Evict(change::EvictArguments),
     /// Forget a namespace in every tier, for good
     Purge(change::PurgeArguments),
-    /// Look at the memory pool of several nodes, or tell it something
-    Pool(Box<pool::Arguments>),
     /// Wait until everything accepted is stored durably
     Drain(change::DrainArguments),
 }
@@ -68,9 +75,10 @@ struct Context {
 /// Runs `kvstored ctl`. The exit code is 3 when no daemon answers.
 pub fn run(arguments: CtlArguments, environment: &Environment) -> Result<ExitCode> {
     let timeout = Duration::from_secs(arguments.answer_timeout_seconds.clamp(1, 86_400));
-    if let Command::Pool(pool) = arguments.command {
-        return pool::run(*pool, arguments.json, timeout, environment);
-    }
+    let command = match arguments.command {
+        Command::Pool(pool) => return pool::run(*pool, arguments.json, timeout, environment),
+        Command::Daemon(command) => command,
+    };
     let socket = arguments
         .socket
         .map_or_else(|| environment.default_socket(), plain_path);
@@ -94,15 +102,13 @@ pub fn run(arguments: CtlArguments, environment: &Environment) -> Result<ExitCod
         json: arguments.json,
         runtime,
     };
-    let done = match arguments.command {
-        Command::Stat => stat::run(&context),
-        Command::Ls(arguments) => list::run(&context, &arguments),
-        Command::Verify(arguments) => verify::run(&context, &arguments),
-        Command::Evict(arguments) => change::evict(&context, &arguments),
-        Command::Purge(arguments) => change::purge(&context, &arguments),
-        Command::Drain(arguments) => change::drain(&context, &arguments),
-        // has no daemon to talk to
-        Command::Pool(_) => Ok(ExitCode::SUCCESS),
+    let done = match command {
+        DaemonCommand::Stat => stat::run(&context),
+        DaemonCommand::Ls(arguments) => list::run(&context, &arguments),
+        DaemonCommand::Verify(arguments) => verify::run(&context, &arguments),
+        DaemonCommand::Evict(arguments) => change::evict(&context, &arguments),
+        DaemonCommand::Purge(arguments) => change::purge(&context, &arguments),
+        DaemonCommand::Drain(arguments) => change::drain(&context, &arguments),
     };
     match done {
         Err(error) if error.kind() == ErrorKind::Unavailable => {

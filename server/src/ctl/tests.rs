@@ -83,7 +83,7 @@ fn no_daemon_is_exit_code_3() {
         socket: Some(directory.path().join("nobody.sock")),
         json: false,
         answer_timeout_seconds: 1,
-        command: Command::Stat,
+        command: Command::Daemon(DaemonCommand::Stat),
     };
     let code = run(arguments, &Environment::default()).unwrap();
     assert_eq!(

@@ -20,8 +20,8 @@ use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use tokio::sync::oneshot;
 
-pub use metrics::render;
 pub(crate) use metrics::Writer;
+pub use metrics::render;
 pub(crate) use routes::limits;
 pub use state::{AdminState, Parts, Phase};
 

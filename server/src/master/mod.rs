@@ -64,6 +64,11 @@ pub fn run(arguments: MasterArguments, environment: &Environment) -> Result<Exit
         client_ttl_ms = master.client_ttl.as_millis() as u64,
         "kvstored master starts"
     );
+    if !authenticated {
+        tracing::warn!(
+            "there is no token: whoever reaches this address may remove all objects and empty nodes; set one with --token-file"
+        );
+    }
     for flag in settings.without_effect {
         tracing::warn!(flag, "this flag has no effect here");
     }

@@ -6,12 +6,16 @@
     clippy::indexing_slicing
 )] // tests, helpers included
 
+mod certificates;
 mod etcd;
 mod failover;
+mod member;
 #[path = "../../../transfer/master/tests/service/node.rs"]
 mod node;
+mod pool;
 mod process;
 mod restarts;
+mod secured;
 mod tool;
 
 use std::time::{Duration, Instant};

@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use kvstored_core::Runtime;
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -22,6 +24,8 @@ pub fn kvstored(arguments: &[&str]) -> Command {
 pub struct Master {
     child: Child,
     pub address: String,
+    /// What it has logged since it listens.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Master {
@@ -54,11 +58,14 @@ impl Master {
             }
         };
         // its log goes on somewhere, or it would block one day
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let into = kept.clone();
         let drain = move || {
             for line in log.lines().map_while(Result::ok) {
                 if std::env::var_os("KVSTORED_TEST_LOG").is_some() {
                     eprintln!("{line}");
                 }
+                into.lock().push(line);
             }
         };
         let spawner = Runtime::system().spawner;
@@ -66,7 +73,13 @@ impl Master {
         Self {
             child,
             address: started["listen"].as_str().unwrap().to_owned(),
+            log: kept,
         }
+    }
+
+    /// Whether a line that it has logged since it listens has those words.
+    pub fn said(&self, words: &str) -> bool {
+        self.log.lock().iter().any(|line| line.contains(words))
     }
 
     pub fn pid(&self) -> Pid {

@@ -134,6 +134,9 @@ pub struct Lender {
     pub obeyed_epoch: u64,
     /// The highest number of a put that it ever heard of; 0 for none.
     pub highest_put: u64,
+    /// How it's being emptied, as its last orders had it: `Some(true)` with all of its objects going, copies or not. A
+    /// master that doesn't know the node takes its word; nodes outlive masters, and so does what operators want of them.
+    pub draining: Option<bool>,
 }
 
 /// A master's answer to a node that lends memory.
@@ -186,6 +189,8 @@ pub struct Orders {
     pub announce: bool,
     /// Puts whose ranges are to be released.
     pub release: Vec<u64>,
+    /// How the node is being emptied, for it to say at its next mount.
+    pub draining: Option<bool>,
 }
 
 /// A node as operators see it.

@@ -140,6 +140,16 @@ impl Region {
         Ok(())
     }
 
+    /// Copies bytes from another region to this one, without a transfer; the engine must have allocated both. Fails as
+    /// [`Region::read`] does.
+    pub fn copy_from(&self, offset: u64, source: &Self, source_offset: u64, length: usize) -> Result<()> {
+        let destination = self.own_range(offset, length)?;
+        let source = source.own_range(source_offset, length)?;
+        // SAFETY: both ranges lie in mappings that live as long as the handles; they may overlap.
+        unsafe { std::ptr::copy(source, destination, length) };
+        Ok(())
+    }
+
     fn own_range(&self, offset: u64, length: usize) -> Result<*mut u8> {
         if matches!(self.state.backing, Backing::Foreign) {
             return Err(Error::invalid("the memory is the caller's own"));

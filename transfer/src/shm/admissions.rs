@@ -160,30 +160,48 @@ impl Admissions {
         goes_on: &dyn Fn() -> bool,
         deadline: Instant,
     ) -> Result<(Vec<Valued>, Vec<OwnedFd>)> {
-        let mut conversation = self.conversation.lock();
+        let mut conversation = self.patiently(goes_on, deadline, |soon| {
+            let turn = self.conversation.try_lock_until(soon);
+            turn.ok_or_else(|| Error::new(ErrorKind::TimedOut, "the peer hasn't answered others yet"))
+        })?;
         conversation.number = conversation.number.wrapping_add(1);
         let number = conversation.number;
         let question = Question {
             number,
             grants: grants.to_vec(),
         };
-        conversation.channel.send(&question.encode(), &[], deadline)?;
+        let question = question.encode();
+        let channel = &conversation.channel;
+        self.patiently(goes_on, deadline, |soon| channel.send(&question, &[], soon))?;
         loop {
-            let soon = self.runtime.deadline(LOOK).min(deadline);
-            match conversation.channel.receive(soon) {
-                Ok(message) => {
-                    let answer = Worths::decode(&message.bytes)?;
-                    // an earlier one may be the answer to a question that was given up
-                    if answer.number == number {
-                        return Ok((answer.worths, message.descriptors));
+            let message = self.patiently(goes_on, deadline, |soon| channel.receive(soon))?;
+            let answer = Worths::decode(&message.bytes)?;
+            // an earlier one may be the answer to a question that was given up
+            if answer.number == number {
+                return Ok((answer.worths, message.descriptors));
+            }
+        }
+    }
+
+    /// Tries something until it's done or the deadline has passed, with a look now and then whether it's wanted still: a
+    /// stopped peer is given up long before.
+    fn patiently<T>(
+        &self,
+        goes_on: &dyn Fn() -> bool,
+        deadline: Instant,
+        mut attempt: impl FnMut(Instant) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            match attempt(self.runtime.deadline(LOOK).min(deadline)) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    if !goes_on() {
+                        return Err(Error::new(ErrorKind::Unavailable, "the peer has gone"));
+                    }
+                    if self.runtime.clock.now() >= deadline {
+                        return Err(error);
                     }
                 }
-                Err(error) if error.kind() != ErrorKind::TimedOut => return Err(error),
-                Err(_) if !goes_on() => {
-                    return Err(Error::new(ErrorKind::Unavailable, "the peer has gone"));
-                }
-                Err(error) if self.runtime.clock.now() >= deadline => return Err(error),
-                Err(_) => {}
+                other => return other,
             }
         }
     }

@@ -85,39 +85,43 @@ struct Queue {
     stopping: bool,
 }
 
-/// The helper, so that transfers go on while nobody waits for them.
-pub(crate) struct Copier {
+/// A link's helper, so that its transfers go on while nobody waits for them. Each link has its own: a piece may have to ask
+/// the peer what its grant is worth, and a peer that doesn't answer must hold up nobody else's transfers.
+#[derive(Default)]
+pub(super) struct Copier {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Started with the first job.
     thread: Mutex<Option<ThreadHandle>>,
 }
 
 impl Copier {
-    /// Starts the thread.
-    pub fn start(runtime: &Runtime) -> Result<Arc<Self>> {
-        let copier = Arc::new(Self {
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            thread: Mutex::new(None),
-        });
-        let body = copier.clone();
-        let thread = runtime
-            .spawner
-            .spawn("transfer-shm-copy", Box::new(move || body.work()))?;
-        *copier.thread.lock() = Some(thread);
-        Ok(copier)
-    }
-
-    /// Queues a job. It's bounded by what links let in.
-    pub fn push(&self, job: Arc<Job>, transfer: Arc<TransferState>) {
+    /// Queues a job. It's bounded by what the link lets in.
+    ///
+    /// Fails as starting the thread does; then nothing was queued.
+    pub fn push(
+        self: &Arc<Self>,
+        job: Arc<Job>,
+        transfer: Arc<TransferState>,
+        runtime: &Runtime,
+    ) -> Result<()> {
+        {
+            let mut thread = self.thread.lock();
+            if thread.is_none() && !self.queue.lock().stopping {
+                let body = self.clone();
+                let body = Box::new(move || body.work());
+                *thread = Some(runtime.spawner.spawn("transfer-shm-copy", body)?);
+            }
+        }
         let mut queue = self.queue.lock();
         if queue.stopping {
             drop(queue);
             job.drop_rest(&transfer, &stopped());
-            return;
+            return Ok(());
         }
         queue.work.push_back((job, transfer));
         self.changed.notify_one();
+        Ok(())
     }
 
     fn work(&self) {
@@ -139,7 +143,7 @@ impl Copier {
         }
     }
 
-    /// Ends the thread; what is queued fails.
+    /// Tells the thread to end; what is queued fails.
     pub fn stop(&self) {
         let rest = {
             let mut queue = self.queue.lock();
@@ -150,35 +154,17 @@ impl Copier {
         for (job, transfer) in rest {
             job.drop_rest(&transfer, &stopped());
         }
-        if let Some(thread) = self.thread.lock().take() {
+    }
+
+    /// Waits for the end of the thread that was told to end. Never called on that thread.
+    pub fn join(&self) {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
             thread.join();
         }
     }
 }
 
-/// The helper of an engine, started when it's first needed.
-#[derive(Default)]
-pub(crate) struct LazyCopier(Mutex<Option<Arc<Copier>>>);
-
-impl LazyCopier {
-    /// The helper.
-    pub fn get(&self, runtime: &Runtime) -> Result<Arc<Copier>> {
-        let mut copier = self.0.lock();
-        match &*copier {
-            Some(copier) => Ok(copier.clone()),
-            None => Ok(copier.insert(Copier::start(runtime)?).clone()),
-        }
-    }
-
-    /// Ends it.
-    pub fn stop(&self) {
-        let copier = self.0.lock().take();
-        if let Some(copier) = copier {
-            copier.stop();
-        }
-    }
-}
-
 fn stopped() -> Error {
-    Error::new(ErrorKind::Cancelled, "the engine was shut down")
+    Error::new(ErrorKind::Unavailable, "the link to the peer was closed")
 }

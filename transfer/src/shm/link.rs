@@ -49,7 +49,6 @@ impl ShmLink {
         shared: &Arc<Shared>,
         control: &Arc<TcpLink>,
         other: Option<Arc<TcpLink>>,
-        copier: &Arc<Copier>,
         deadline: Instant,
     ) -> Result<Arc<Self>> {
         let offer = Offer::decode(&control.ask(Kind::Share, Vec::new(), deadline)?)?;
@@ -63,7 +62,7 @@ impl ShmLink {
             admissions,
             control: control.clone(),
             other,
-            copier: copier.clone(),
+            copier: Arc::default(),
             tally,
             outstanding: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -234,7 +233,13 @@ impl Link for ShmLink {
         };
         let job = Job::new(me, kind, stores, pieces.collect());
         transfer.attach(job.clone());
-        self.copier.push(job, transfer.clone());
+        let helped = self
+            .copier
+            .push(job.clone(), transfer.clone(), &self.shared.runtime);
+        if let Err(error) = helped {
+            tracing::warn!(%error, "a transfer through shared memory goes on without a helper");
+            while job.step(transfer) {}
+        }
         Ok(())
     }
 
@@ -276,5 +281,14 @@ impl Link for ShmLink {
 
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.copier.stop();
+        self.copier.join();
+    }
+}
+
+impl Drop for ShmLink {
+    fn drop(&mut self) {
+        // no job is queued, as each holds the link; the helper may be the thread that drops it, and ends by itself
+        self.copier.stop();
     }
 }

@@ -11,5 +11,5 @@ mod link;
 mod moving;
 
 pub(crate) use host::{ShmHost, run as run_host};
-pub(crate) use job::{Job, LazyCopier};
+pub(crate) use job::Job;
 pub(crate) use link::ShmLink;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::rig::{asking, listening, over, over_each_transport, pattern, soon, start};
 use crate::{
@@ -88,6 +88,13 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Stops it, and returns when none of its threads runs any more.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let process = WaitId::Pid(Pid::from_child(&self.child));
+        waitid(process, WaitIdOptions::STOPPED).unwrap();
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -118,6 +125,12 @@ impl Server {
         let answer = self.process.ask(&format!("grant {}", hex(&peer.to_bytes())));
         Grant::decode(&unhex(&answer)).unwrap()
     }
+
+    /// Makes it revoke a grant, so that whoever shares the memory has to ask again what others are worth.
+    pub fn disturb(&mut self, peer: EngineId) {
+        let answer = self.process.ask(&format!("disturb {}", hex(&peer.to_bytes())));
+        assert_eq!(answer, "disturbed");
+    }
 }
 
 fn transport() -> TransportKind {
@@ -146,22 +159,26 @@ fn serve() {
     let region = engine.allocate(BYTES).unwrap();
     region.write(0, &pattern(BYTES, 1)).unwrap();
     let publication = engine.publish(region.id(), 0, BYTES as u64).unwrap();
+    let grant = |peer: &str| {
+        let request = crate::GrantRequest {
+            peer: EngineId::from_bytes(unhex(peer).try_into().unwrap()),
+            publication: publication.id(),
+            offset: 0,
+            length: BYTES as u64,
+            rights: Rights::ReadWrite,
+            expires_in: Duration::from_hours(1),
+        };
+        engine.grant(request).unwrap()
+    };
     say(&engine.address().unwrap().to_string());
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
-            ["grant", peer] => {
-                let peer = EngineId::from_bytes(unhex(peer).try_into().unwrap());
-                let request = crate::GrantRequest {
-                    peer,
-                    publication: publication.id(),
-                    offset: 0,
-                    length: BYTES as u64,
-                    rights: Rights::ReadWrite,
-                    expires_in: Duration::from_hours(1),
-                };
-                say(&hex(&engine.grant(request).unwrap().encode()));
+            ["grant", peer] => say(&hex(&grant(peer).encode())),
+            ["disturb", peer] => {
+                engine.revoke(&grant(peer));
+                say("disturbed");
             }
             _ => say("what?"),
         }

@@ -13,3 +13,5 @@ mod rig;
 mod round_trips;
 mod security;
 mod sharing;
+mod stopped_sharers;
+mod wire_page;

@@ -218,6 +218,12 @@ pub fn grant(
         .unwrap()
 }
 
+/// How many malformed frames go to a listening port: as many as `KVSTORED_MALFORMED_FRAMES` says, for a long run, or what
+/// the ordinary run has time for.
+pub fn malformed_frames(ordinary: u64) -> u64 {
+    std::env::var("KVSTORED_MALFORMED_FRAMES").map_or(ordinary, |count| count.parse().unwrap())
+}
+
 /// Open descriptors of this process.
 pub fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()

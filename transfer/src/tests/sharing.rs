@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use super::child::{BYTES, Server, asker};
 use super::raw::RawPeer;
 use super::rig::{
-    Rig, asking, contents, descriptors, eventually, is_loss, listening, over, pause, shortly, soon, start,
+    Rig, asking, contents, descriptors, eventually, is_loss, listening, malformed_frames, over, pause,
+    shortly, soon, start,
 };
 use crate::wire::{Introduction, Kind, Offer, Question, Welcome};
 use crate::{EngineSettings, TransferEntry, TransferKind, TransportKind};
@@ -234,7 +235,7 @@ fn the_socket_gives_nothing_to_strangers_and_survives_nonsense() {
     assert_eq!(worths.worths, [Err(ErrorKind::PermissionDenied)]);
     assert!(answer.descriptors.is_empty());
     let before = descriptors();
-    for round in 0..2000u64 {
+    for round in 0..malformed_frames(20_000) {
         let channel = dial();
         let bytes = super::rig::pattern(1 + (round as usize * 37) % 4000, round);
         let _ = channel.send(&bytes, &[], soon());

@@ -18,8 +18,17 @@ use environment::Kind;
 
 /// The interpreter of vLLM's environment with the package in it, built for figures.
 pub fn vllm_for_figures(workspace: &Workspace) -> Result<PathBuf, Failure> {
+    for_figures(workspace, Kind::Vllm)
+}
+
+/// The interpreter of the environment without vLLM, with the package in it, built for figures.
+pub fn tools_for_figures(workspace: &Workspace) -> Result<PathBuf, Failure> {
+    for_figures(workspace, Kind::Tools)
+}
+
+fn for_figures(workspace: &Workspace, kind: Kind) -> Result<PathBuf, Failure> {
     let wheel = wheel::build(workspace, wheel::Profile::Release)?;
-    let environment = environment::ready(workspace, Kind::Vllm)?;
+    let environment = environment::ready(workspace, kind)?;
     environment.install(workspace, &wheel)?;
     Ok(environment.python())
 }

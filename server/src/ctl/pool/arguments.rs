@@ -48,7 +48,8 @@ pub(super) enum Command {
     Ls(list::Arguments),
     /// Nodes that lend memory
     Segments,
-    /// Empty a node, so that it can be taken away
+    /// Empty a node, so that it can be taken away. Objects are not moved: those with a copy elsewhere lose the one here,
+    /// the others stay until they are evicted, or go with --evict as their leases and pins run out
     Drain(drain::Arguments),
 }
 

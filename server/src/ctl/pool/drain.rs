@@ -16,7 +16,7 @@ pub struct Arguments {
     #[arg(value_name = "NODE")]
     node: String,
 
-    /// Take away also what has no copy elsewhere, as leases and pins run out
+    /// Take away also objects that have no copy elsewhere, as leases and pins run out: they are lost to the pool
     #[arg(long)]
     evict: bool,
 

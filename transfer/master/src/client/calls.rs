@@ -8,18 +8,19 @@ use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use parking_lot::Mutex;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::attempts::{Attempts, Next};
+use super::lane::{Asked, Lane};
 use super::settings::ClientSettings;
+use crate::wire::MAX_MESSAGE_BYTES;
+use crate::wire::lane::Quick;
 use crate::wire::proto::master_client::MasterClient as Grpc;
-use crate::wire::{self, MAX_MESSAGE_BYTES};
 
 /// How long to wait before asking again while no master leads.
 const ELECTION: Duration = Duration::from_millis(50);
 /// Most masters that are followed beside the configured ones.
 const MAX_LEARNT: usize = 16;
-/// Most times that one call goes from master to master by their word.
-const MAX_FOLLOWED: usize = 3;
 /// Bytes of an answer that may be under way unread.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -59,6 +60,8 @@ pub(super) struct Calls {
     settings: ClientSettings,
     tls: Option<ClientTlsConfig>,
     authorization: Option<MetadataValue<Ascii>>,
+    /// For callers with threads of their own, where connections aren't encrypted.
+    lane: Option<Lane>,
     peers: Mutex<Vec<Arc<Peer>>>,
     current: AtomicUsize,
     away_until: Mutex<Option<Instant>>,
@@ -91,6 +94,7 @@ impl Calls {
         let mut calls = Self {
             tls: tls.transpose()?,
             authorization: authorization.transpose()?,
+            lane: None,
             peers: Mutex::default(),
             current: AtomicUsize::new(0),
             away_until: Mutex::new(None),
@@ -157,6 +161,53 @@ impl Calls {
         peers.get(index).or_else(|| peers.first()).cloned()
     }
 
+    /// Takes the fast lane from now on where there is one: [`Calls::call_quick`] then blocks its thread.
+    pub fn take_lane(&mut self) -> Result<()> {
+        if self.tls.is_none() {
+            self.lane = Some(Lane::new(self.settings.token.as_deref(), self.runtime.clone())?);
+        }
+        Ok(())
+    }
+
+    /// As [`Calls::call`], by the fast lane if it can be.
+    pub async fn call_quick<M, F>(
+        &self,
+        message: M,
+        patience: Patience,
+        send: impl Fn(Grpc<Channel>, Request<M>) -> F + Send,
+    ) -> Result<M::Answer>
+    where
+        M: Quick + Clone + Send,
+        F: Future<Output = Result<Response<M::Answer>, Status>> + Send,
+    {
+        let index = self.current.load(Ordering::Relaxed);
+        if let Some(lane) = &self.lane
+            && !self.is_away(patience)
+            && let Some(peer) = self.peer(index)
+        {
+            let left = patience.deadline.saturating_duration_since(self.now());
+            let limit = (self.settings.attempt_timeout + patience.wait).min(left);
+            match lane.call(&peer.address, &message, limit) {
+                Asked::Told(answer) => return answer,
+                Asked::Elsewhere => {}
+                Asked::Late if self.now() < patience.deadline => {
+                    self.current.store(self.after(index), Ordering::Relaxed);
+                }
+                Asked::Late => {
+                    *self.away_until.lock() = Some(self.now() + self.settings.away);
+                    let late = Error::new(ErrorKind::TimedOut, "the master doesn't answer");
+                    return Err(late.with("master", &peer.address));
+                }
+            }
+        }
+        self.call(message, patience, send).await
+    }
+
+    fn is_away(&self, patience: Patience) -> bool {
+        let away = *self.away_until.lock();
+        !patience.always && away.is_some_and(|until| self.now() < until)
+    }
+
     /// Sends a message to the master that leads.
     ///
     /// Fails with what the master says, with `Unavailable` when none can be reached, and with `TimedOut`.
@@ -171,7 +222,7 @@ impl Calls {
         F: Future<Output = Result<Response<A>, Status>> + Send,
     {
         let away = *self.away_until.lock();
-        if !patience.always && away.is_some_and(|until| self.now() < until) {
+        if self.is_away(patience) {
             return Err(Error::new(ErrorKind::Unavailable, "no master answered lately"));
         }
         let mut index = self.current.load(Ordering::Relaxed);
@@ -246,133 +297,5 @@ impl Calls {
                 .insert("authorization", authorization.clone());
         }
         request
-    }
-}
-
-/// What one call has tried.
-struct Attempts {
-    /// Masters that couldn't be reached in this round.
-    failed: usize,
-    /// As many may: all, and one of them again, since an old connection's end shows only in use.
-    most: usize,
-    followed: usize,
-    /// Whether a follower answered: then there is or will be a leader, and it's worth waiting.
-    follower: bool,
-    /// Whether some master didn't answer in time.
-    slow: bool,
-    last: Option<Error>,
-}
-
-enum Next {
-    /// The master's own answer.
-    Fail(Error),
-    /// Nobody can be reached.
-    GiveUp,
-    /// That master leads.
-    Follow(String),
-    /// Ask the next one.
-    Another,
-    /// Ask the next one in a moment.
-    Wait,
-}
-
-impl Attempts {
-    fn new(masters: usize) -> Self {
-        Self {
-            failed: 0,
-            most: masters + 1,
-            followed: 0,
-            follower: false,
-            slow: false,
-            last: None,
-        }
-    }
-
-    fn judge(&mut self, status: Option<Status>, address: &str) -> Next {
-        let Some(status) = status else {
-            self.slow = true;
-            let late = Error::new(ErrorKind::TimedOut, "the master doesn't answer").with("master", address);
-            return self.failed(late);
-        };
-        if let Some(leader) = wire::leader_in(&status) {
-            self.follower = true;
-            self.last = Some(wire::from_status(&status));
-            if !leader.is_empty() && leader != address && self.followed < MAX_FOLLOWED {
-                self.followed += 1;
-                return Next::Follow(leader.to_owned());
-            }
-            self.followed = 0;
-            return Next::Wait;
-        }
-        let transport = matches!(
-            status.code(),
-            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded
-        );
-        let error = wire::from_status(&status);
-        if wire::is_from_master(&status) || !transport {
-            return Next::Fail(error);
-        }
-        self.slow |= matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
-        let kind = if self.slow {
-            ErrorKind::TimedOut
-        } else {
-            ErrorKind::Unavailable
-        };
-        self.failed(Error::new(kind, error.message()).with("master", address))
-    }
-
-    fn failed(&mut self, error: Error) -> Next {
-        self.last = Some(error);
-        self.failed += 1;
-        if self.failed < self.most {
-            return Next::Another;
-        }
-        // once a round nobody answers at all, there is no election to wait for
-        if std::mem::take(&mut self.follower) {
-            self.failed = 0;
-            self.followed = 0;
-            return Next::Wait;
-        }
-        Next::GiveUp
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dead_master_is_given_up_at_once_and_an_election_waited_for() {
-        let refused = || Some(Status::unavailable("tcp connect error"));
-        let mut alone = Attempts::new(1);
-        assert!(matches!(alone.judge(refused(), "a:1"), Next::Another));
-        assert!(matches!(alone.judge(refused(), "a:1"), Next::GiveUp));
-
-        let mut several = Attempts::new(2);
-        let follower = wire::not_leader(Some("b:1"));
-        assert!(matches!(several.judge(Some(follower), "a:1"), Next::Follow(_)));
-        for _ in 0..2 {
-            assert!(matches!(several.judge(refused(), "b:1"), Next::Another));
-        }
-        assert!(matches!(several.judge(refused(), "b:1"), Next::Wait));
-        let nobody = wire::not_leader(None);
-        assert!(matches!(several.judge(Some(nobody), "a:1"), Next::Wait));
-        for last_of_round in [false, false, true, false, false] {
-            let next = several.judge(refused(), "b:1");
-            assert_eq!(matches!(next, Next::Wait), last_of_round);
-        }
-        assert!(matches!(several.judge(refused(), "b:1"), Next::GiveUp));
-    }
-
-    #[test]
-    fn what_a_master_says_is_final() {
-        let mut attempts = Attempts::new(3);
-        let said = wire::to_status(&Error::new(ErrorKind::Unavailable, "seal again"));
-        assert!(matches!(attempts.judge(Some(said), "a:1"), Next::Fail(_)));
-        let wrong_token = Status::unauthenticated("no");
-        let Next::Fail(error) = attempts.judge(Some(wrong_token), "a:1") else {
-            panic!("went on with a wrong token");
-        };
-        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     }
 }

@@ -1,8 +1,10 @@
 //! Clients of the master: asynchronous here, and for callers with threads of their own in [`blocking`].
 
+mod attempts;
 pub mod blocking;
 mod calls;
 mod known;
+mod lane;
 mod nodes;
 mod operators;
 mod settings;
@@ -67,7 +69,7 @@ impl MasterClient {
             };
             let answer = self
                 .calls
-                .call(message, patience, |mut client, request| async move {
+                .call_quick(message, patience, |mut client, request| async move {
                     client.put_start(request).await
                 })
                 .await?;
@@ -99,7 +101,7 @@ impl MasterClient {
             };
             let answer = self
                 .calls
-                .call(
+                .call_quick(
                     message,
                     Patience::until(deadline),
                     |mut client, request| async move { client.put_end(request).await },
@@ -140,7 +142,7 @@ impl MasterClient {
             let message = proto::GetRequest { keys: copied(part) };
             let answer = self
                 .calls
-                .call(
+                .call_quick(
                     message,
                     Patience::until(deadline),
                     |mut client, request| async move { client.get(request).await },
@@ -208,7 +210,7 @@ impl MasterClient {
             };
             let answer = self
                 .calls
-                .call(
+                .call_quick(
                     message,
                     Patience::until(deadline),
                     |mut client, request| async move { client.exist(request).await },

@@ -265,6 +265,9 @@ pub struct MountRequest {
     /// The highest number of a put that the node ever heard of; 0 for none.
     #[prost(uint64, tag = "7")]
     pub highest_put: u64,
+    /// Set while the node is being emptied, as the last orders had it; a master that knows the node believes itself.
+    #[prost(bool, optional, tag = "8")]
+    pub draining: ::core::option::Option<bool>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -339,6 +342,9 @@ pub struct HeartbeatResponse {
     /// Puts whose ranges are to be released.
     #[prost(uint64, repeated, tag = "3")]
     pub release: ::prost::alloc::vec::Vec<u64>,
+    /// Set while the node is being emptied; true: its objects go, copies or not. The node says it at its next mount.
+    #[prost(bool, optional, tag = "4")]
+    pub draining: ::core::option::Option<bool>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

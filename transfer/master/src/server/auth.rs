@@ -33,10 +33,14 @@ impl Gate {
 
     /// Whether the value of an `authorization` header shows the token.
     pub fn admits_header(&self, shown: Option<&[u8]>) -> bool {
+        self.admits_token(shown.and_then(|value| value.strip_prefix(SCHEME)))
+    }
+
+    /// Whether it's the token.
+    pub fn admits_token(&self, token: Option<&[u8]>) -> bool {
         let Some(expected) = &self.expected else {
             return true;
         };
-        let token = shown.and_then(|value| value.strip_prefix(SCHEME));
         token.is_some_and(|token| blake3::hash(token) == *expected)
     }
 }

@@ -227,9 +227,12 @@ impl Core {
             // registered before looking, so that nothing is missed in between
             changed.as_mut().enable();
             ended.as_mut().enable();
-            let orders = self.with(|state, now| state.orders(&node, epoch, now))?;
+            let (orders, news) = self.with(|state, now| {
+                let orders = state.orders(&node, epoch, now);
+                (orders, state.has_news_of_drain(&node, epoch))
+            })?;
             let left = deadline.saturating_duration_since(self.now());
-            if orders.announce || !orders.release.is_empty() || left.is_zero() {
+            if orders.announce || news || !orders.release.is_empty() || left.is_zero() {
                 return Ok(orders);
             }
             guard.armed = true;

@@ -19,6 +19,10 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use super::auth::Gate;
+use super::lane;
+use super::service::Service;
+
 /// How long accepting pauses when the system has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(200);
 /// When the system looks whether a silent peer's host is still there.
@@ -165,6 +169,22 @@ pub(crate) struct GuardedStream {
 }
 
 impl GuardedStream {
+    /// Whose connection it is.
+    pub fn visitor(&self) -> Visitor {
+        self.visitor.clone()
+    }
+
+    /// What the client says first, which stays to be read. `None` for a connection that ends before.
+    async fn first_byte(&mut self) -> io::Result<Option<u8>> {
+        std::future::poll_fn(|context| {
+            self.check(context)?;
+            let mut byte = [0; 1];
+            let peeked = self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte));
+            peeked.map_ok(|length| (length > 0).then_some(byte[0]))
+        })
+        .await
+    }
+
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let connection = &self.visitor.connection;
         if self.patience.is_none() {
@@ -245,16 +265,38 @@ impl AsyncWrite for GuardedStream {
     }
 }
 
+/// Where connections go.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    /// To gRPC.
+    pub grpc: mpsc::Sender<io::Result<GuardedStream>>,
+    /// To the fast lane; `None` where connections are encrypted.
+    pub lane: Option<(Gate, Arc<Service>)>,
+}
+
+impl Doors {
+    /// Lets a connection in by the door that it asks for.
+    async fn admit(self, mut stream: GuardedStream) {
+        if let Some((gate, service)) = self.lane {
+            match stream.first_byte().await {
+                Ok(Some(byte)) if byte == lane::FIRST_BYTE => {
+                    return lane::serve(stream, gate, service).await;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+        // nobody takes it when the server stops
+        let _ = self.grpc.send(Ok(stream)).await;
+    }
+}
+
 /// Accepts until nobody takes the connections any more.
-pub(crate) async fn accept(
-    listener: TcpListener,
-    lobby: Arc<Lobby>,
-    accepted: mpsc::Sender<io::Result<GuardedStream>>,
-) {
+pub(crate) async fn accept(listener: TcpListener, lobby: Arc<Lobby>, doors: Doors) {
     loop {
         let next = tokio::select! {
             next = listener.accept() => next,
-            () = accepted.closed() => return,
+            () = doors.grpc.closed() => return,
         };
         match next {
             Ok((stream, _)) => {
@@ -262,9 +304,8 @@ pub(crate) async fn accept(
                     tracing::debug!(%error, "a connection went before it was served");
                     continue;
                 }
-                if accepted.send(Ok(lobby.enter(stream))).await.is_err() {
-                    return;
-                }
+                // as many as the lobby lets wait: the oldest stranger goes for the newest
+                tokio::spawn(doors.clone().admit(lobby.enter(stream)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

@@ -1,7 +1,8 @@
-//! The server: the state machine behind gRPC.
+//! The server: the state machine behind gRPC and the fast lane.
 
 mod auth;
 mod core;
+mod lane;
 mod listen;
 mod objects;
 mod service;
@@ -26,7 +27,7 @@ use crate::types::{Drained, NodeId, NodeStatus, ObjectPage, Status};
 use crate::wire::MAX_MESSAGE_BYTES;
 use crate::wire::proto::master_server::MasterServer as GrpcServer;
 pub(crate) use core::{Core, Refusal};
-use listen::Lobby;
+use listen::{Doors, Lobby};
 use service::Service;
 pub use settings::{HaSettings, ServerSettings, ServerTls};
 pub(crate) use tls::read as read_pem;
@@ -225,7 +226,12 @@ async fn serve(parts: Parts) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| Error::new(kvstored_core::ErrorKind::Io, error.to_string());
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
     let (accepted, connections) = mpsc::channel(16);
-    let acceptor = tokio::spawn(listen::accept(listener, lobby, accepted));
+    let service = Arc::new(Service::new(core.clone(), max_calls));
+    let doors = Doors {
+        grpc: accepted,
+        lane: tls.is_none().then(|| (gate.clone(), service.clone())),
+    };
+    let acceptor = tokio::spawn(listen::accept(listener, lobby, doors));
     let keeper = core.clone();
     let timer = tokio::spawn(async move { keeper.keep_time().await });
     let elected = election.map(|election| tokio::spawn(ha::run(election, until(stopped.clone()))));
@@ -234,7 +240,7 @@ async fn serve(parts: Parts) -> Result<()> {
     if let Some(tls) = tls {
         server = server.tls_config(tls).map_err(|error| failed(&error))?;
     }
-    let grpc = GrpcServer::new(Service::new(core.clone(), max_calls))
+    let grpc = GrpcServer::from_arc(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let served = server

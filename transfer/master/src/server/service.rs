@@ -1,4 +1,4 @@
-//! The gRPC service.
+//! The service: what gRPC and the fast lane ask for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +38,36 @@ impl Service {
     }
 
     /// A place among the calls that are worked on. Calls that wait longer than their deadline are dropped by then.
-    async fn place(&self) -> Result<SemaphorePermit<'_>, Status> {
-        let closed = |_| Status::unavailable("the master stops");
-        self.calls.acquire().await.map_err(closed)
+    async fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        // closed only when the master stops
+        self.calls.acquire().await.map_err(|_| Refusal::NotLeader(None))
+    }
+
+    pub(super) async fn start_puts(
+        &self,
+        request: proto::PutStartRequest,
+    ) -> Result<proto::PutStartResponse, Refusal> {
+        // a call that waits for room must not keep others out that make it
+        drop(self.place().await?);
+        objects::put_start(&self.core, request).await
+    }
+
+    pub(super) async fn end_puts(
+        &self,
+        request: &proto::PutEndRequest,
+    ) -> Result<proto::PutEndResponse, Refusal> {
+        let _place = self.place().await?;
+        objects::put_end(&self.core, request)
+    }
+
+    pub(super) async fn locate(&self, request: &proto::GetRequest) -> Result<proto::GetResponse, Refusal> {
+        let _place = self.place().await?;
+        objects::get(&self.core, request)
+    }
+
+    pub(super) async fn look(&self, request: &proto::ExistRequest) -> Result<proto::ExistResponse, Refusal> {
+        let _place = self.place().await?;
+        objects::exist(&self.core, request)
     }
 }
 
@@ -52,6 +79,11 @@ fn answer<T>(outcome: Result<T, Refusal>) -> Answer<T> {
     }
 }
 
+/// No call gets a place any more.
+fn stopping(_: Refusal) -> Status {
+    wire::not_leader(None)
+}
+
 fn named(bytes: &[u8]) -> Result<NodeId, Status> {
     node_id(bytes).map_err(|error| wire::to_status(&error))
 }
@@ -59,36 +91,31 @@ fn named(bytes: &[u8]) -> Result<NodeId, Status> {
 #[tonic::async_trait]
 impl Master for Service {
     async fn put_start(&self, request: Request<proto::PutStartRequest>) -> Answer<proto::PutStartResponse> {
-        // a call that waits for room must not keep others out that make it
-        drop(self.place().await?);
-        answer(objects::put_start(&self.core, request.into_inner()).await)
+        answer(self.start_puts(request.into_inner()).await)
     }
 
     async fn put_end(&self, request: Request<proto::PutEndRequest>) -> Answer<proto::PutEndResponse> {
-        let _place = self.place().await?;
-        answer(objects::put_end(&self.core, request.get_ref()))
+        answer(self.end_puts(request.get_ref()).await)
     }
 
     async fn put_revoke(
         &self,
         request: Request<proto::PutRevokeRequest>,
     ) -> Answer<proto::PutRevokeResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         answer(objects::put_revoke(&self.core, request.get_ref()))
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Answer<proto::GetResponse> {
-        let _place = self.place().await?;
-        answer(objects::get(&self.core, request.get_ref()))
+        answer(self.locate(request.get_ref()).await)
     }
 
     async fn exist(&self, request: Request<proto::ExistRequest>) -> Answer<proto::ExistResponse> {
-        let _place = self.place().await?;
-        answer(objects::exist(&self.core, request.get_ref()))
+        answer(self.look(request.get_ref()).await)
     }
 
     async fn remove(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::RemoveResponse> {
-        drop(self.place().await?);
+        drop(self.place().await.map_err(stopping)?);
         answer(objects::remove(&self.core, request.into_inner()).await)
     }
 
@@ -96,12 +123,12 @@ impl Master for Service {
         &self,
         request: Request<proto::RemoveAllRequest>,
     ) -> Answer<proto::RemoveAllResponse> {
-        drop(self.place().await?);
+        drop(self.place().await.map_err(stopping)?);
         answer(objects::remove_all_and_wait(&self.core, request.into_inner()).await)
     }
 
     async fn mount(&self, request: Request<proto::MountRequest>) -> Answer<proto::MountResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let lender = wire::to_lender(request.into_inner()).map_err(|error| wire::to_status(&error))?;
         answer(
             self.core
@@ -111,7 +138,7 @@ impl Master for Service {
     }
 
     async fn announce(&self, request: Request<proto::AnnounceRequest>) -> Answer<proto::AnnounceResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let request = request.into_inner();
         let checked = objects::check_batch(request.holdings.len()).and_then(|()| {
             request
@@ -145,7 +172,7 @@ impl Master for Service {
     }
 
     async fn unmount(&self, request: Request<proto::UnmountRequest>) -> Answer<proto::UnmountResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let node = named(&request.get_ref().node)?;
         let done = self.core.with(|state, now| state.unmount(&node, now));
         answer(done.map(|()| proto::UnmountResponse {}))
@@ -156,7 +183,7 @@ impl Master for Service {
     }
 
     async fn list_nodes(&self, _: Request<proto::ListNodesRequest>) -> Answer<proto::ListNodesResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let nodes = self.core.with(|state, now| state.node_statuses(now));
         answer(nodes.map(|nodes| {
             proto::ListNodesResponse {
@@ -172,7 +199,7 @@ impl Master for Service {
         &self,
         request: Request<proto::ListObjectsRequest>,
     ) -> Answer<proto::ListObjectsResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let request = request.into_inner();
         let limit = (request.limit as usize).clamp(1, MAX_PAGE);
         let page = self
@@ -182,7 +209,7 @@ impl Master for Service {
     }
 
     async fn drain(&self, request: Request<proto::DrainRequest>) -> Answer<proto::DrainResponse> {
-        let _place = self.place().await?;
+        let _place = self.place().await.map_err(stopping)?;
         let request = request.into_inner();
         let node = named(&request.node)?;
         let drained = self

@@ -48,9 +48,13 @@ impl State {
         }
         if last && let Some(node) = self.node_mut(number) {
             node.phase = Phase::Ready;
-            let room = node.free.free_bytes();
+            let (room, drains) = (node.free.free_bytes(), node.draining.is_some());
             self.by_room.insert((room, number));
             self.effects.room = true;
+            if drains {
+                // what came back with the announcement is still to go
+                self.drain_look = Some(now);
+            }
         }
         Ok(())
     }

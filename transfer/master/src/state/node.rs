@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub phase: Phase,
     /// Nothing more is allocated there; `Some(true)`: its objects go as soon as they may.
     pub draining: Option<bool>,
+    /// What the node was told of that last, so that it learns of a change at once.
+    pub told_draining: Option<bool>,
     /// Its connection broke, and it hasn't shown up since.
     pub suspect: bool,
     pub last_seen: Instant,
@@ -66,7 +68,8 @@ impl Node {
             token_key,
             capacity: lender.segment_bytes,
             phase: Phase::Announcing,
-            draining: None,
+            draining: lender.draining,
+            told_draining: lender.draining,
             suspect: false,
             last_seen: now,
             deadline: now + ttl,

@@ -48,7 +48,8 @@ impl State {
                 .with("epoch", self.epoch)
                 .with("obeyed", lender.obeyed_epoch));
         }
-        let mut draining = None;
+        // a mark that the node has learned from another master counts only where this one doesn't know better
+        let mut draining = lender.draining;
         if let Some(number) = self.by_id.get(&lender.node).copied() {
             draining = self.node(number).and_then(|node| node.draining);
             self.let_go(number, now);
@@ -108,13 +109,24 @@ impl State {
             master_epoch: self.epoch,
             announce: true,
             release: Vec::new(),
+            draining: None,
         };
         let known = self.by_id.get(node).copied().filter(|_| epoch == self.epoch);
         if let Some(node) = known.and_then(|number| self.node_mut(number)) {
             orders.announce = false;
             orders.release = node.take_orders(now, MAX_ORDERS);
+            orders.draining = node.draining;
         }
         orders
+    }
+
+    /// Whether the node hasn't been told yet how it's being emptied; then its orders are worth an answer at once.
+    pub fn has_news_of_drain(&mut self, node: &NodeId, epoch: u64) -> bool {
+        let known = self.by_id.get(node).copied().filter(|_| epoch == self.epoch);
+        let Some(node) = known.and_then(|number| self.node_mut(number)) else {
+            return false;
+        };
+        std::mem::replace(&mut node.told_draining, node.draining) != node.draining
     }
 
     /// A node's connection broke while it waited for orders: nothing is placed there until it shows up, and it's given up
@@ -140,12 +152,15 @@ impl State {
     }
 
     /// Empties a node: nothing more is placed there, and replicas go that have copies elsewhere; with `evict`, all go as
-    /// soon as their leases and pins run out. `undo` ends it. Fails with `NotFound`.
+    /// soon as their leases and pins run out. Nothing is copied to other nodes. `undo` ends it. The node keeps the mark for
+    /// the next master. Fails with `NotFound`.
     pub fn drain(&mut self, node: &NodeId, evict: bool, undo: bool, now: Instant) -> Result<Drained> {
         let number = self.by_id.get(node).copied();
         let number = number.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such node"))?;
         if let Some(node) = self.node_mut(number) {
             node.draining = (!undo).then_some(evict);
+            let id = node.id;
+            self.effects.orders.push(id);
         }
         self.drain_look = Some(now);
         self.continue_drains(now);

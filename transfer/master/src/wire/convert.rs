@@ -122,6 +122,7 @@ pub(crate) fn from_lender(lender: &Lender) -> proto::MountRequest {
         segment_bytes: lender.segment_bytes,
         obeyed_epoch: lender.obeyed_epoch,
         highest_put: lender.highest_put,
+        draining: lender.draining,
     }
 }
 
@@ -134,6 +135,7 @@ pub(crate) fn to_lender(request: proto::MountRequest) -> Result<Lender> {
         segment_bytes: request.segment_bytes,
         obeyed_epoch: request.obeyed_epoch,
         highest_put: request.highest_put,
+        draining: request.draining,
     })
 }
 
@@ -196,6 +198,7 @@ pub(crate) fn from_orders(orders: Orders) -> proto::HeartbeatResponse {
         master_epoch: orders.master_epoch,
         announce: orders.announce,
         release: orders.release,
+        draining: orders.draining,
     }
 }
 
@@ -204,6 +207,7 @@ pub(crate) fn to_orders(response: proto::HeartbeatResponse) -> Orders {
         master_epoch: response.master_epoch,
         announce: response.announce,
         release: response.release,
+        draining: response.draining,
     }
 }
 

@@ -1,10 +1,11 @@
-//! gRPC: the generated messages, and what they stand for.
+//! The generated messages, what they stand for, and how they go outside of gRPC.
 
 mod convert;
 mod errors;
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub)]
 #[path = "../generated/etcdserverpb.rs"]
 pub(crate) mod etcd;
+pub(crate) mod lane;
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub)]
 #[path = "../generated/kvstored.master.v1.rs"]
 pub(crate) mod proto;

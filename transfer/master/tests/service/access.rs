@@ -1,5 +1,7 @@
 //! Who may ask: the token and certificates.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use kvstored_core::{ErrorKind, Runtime};
@@ -8,7 +10,7 @@ use kvstored_master::client::{ClientSettings, ClientTls};
 use kvstored_master::server::{MasterServer, ServerSettings, ServerTls};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::{client_settings, master_settings, server_settings, soon};
+use super::{PATIENCE, client_settings, master_settings, server_settings, soon, until};
 
 fn with_token(token: Option<&[u8]>, server: &MasterServer) -> MasterClient {
     let settings = ClientSettings {
@@ -40,6 +42,41 @@ fn without_the_token_nothing_is_told_or_changed() {
     let client = with_token(Some(b"right"), &server);
     assert!(client.status(soon()).unwrap().leader);
     assert_eq!(client.remove_all(None, true, soon()).unwrap(), 0);
+}
+
+/// What the fast lane says to a question behind that token: the first byte behind the length.
+fn lane_outcome(server: &MasterServer, token: &[u8]) -> Option<u8> {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut words = b"KVL1".to_vec();
+    words.extend((token.len() as u16).to_le_bytes());
+    words.extend(token);
+    // whether the object "k" exists
+    words.extend(b"\x05\0\0\0\x04\x0a\x02\0k");
+    stream.write_all(&words).unwrap();
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).ok()?;
+    Some(head[4])
+}
+
+#[test]
+fn the_fast_lane_is_for_those_with_the_token() {
+    let settings = ServerSettings {
+        token: Some(b"right".to_vec()),
+        ..server_settings()
+    };
+    let server = MasterServer::start(settings, master_settings(), Runtime::system()).unwrap();
+    assert_eq!(lane_outcome(&server, b"right"), Some(0));
+    for token in [&b""[..], b"wrong", b"right-and-more"] {
+        // an answer, or a connection that was reset before it came
+        assert!(
+            matches!(lane_outcome(&server, token), Some(2) | None),
+            "{token:?}"
+        );
+    }
+    until("no connections", || {
+        server.connections().0 + server.connections().1 == 0
+    });
 }
 
 struct Authority {

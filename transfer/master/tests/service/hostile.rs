@@ -16,6 +16,8 @@ use super::{
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How a connection of the fast lane begins, without a token.
+const LANE: &[u8] = b"KVL1\0\0";
 
 /// Says something, and reads until the server ends the connection or stops to answer.
 fn say(server: &MasterServer, words: &[u8]) {
@@ -55,7 +57,28 @@ fn garbage_hurts_nobody() {
         [PREFACE, &frame(1, 4, 1, &[0xff; 200])].concat(),
         [PREFACE, &frame(0, 1, 0, &[1; 100])].concat(),
         [PREFACE, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+        LANE[..1].to_vec(),
+        LANE[..3].to_vec(),
+        b"KVL2\0\0".to_vec(),
+        b"KVL1\xff\xff".to_vec(),
+        [LANE, &[0; 5]].concat(),
+        [LANE, &[0xff; 5]].concat(),
+        [LANE, &[1, 0, 0, 0, 99]].concat(),
+        // a long message is promised, and a short one sent
+        [LANE, &[0, 0, 0x80, 0, 4], &[0x0a, 3]].concat(),
+        [LANE, &[6, 0, 0, 0, 4], &[0xff; 5]].concat(),
     ];
+    for _ in 0..40 {
+        let mut noise = LANE.to_vec();
+        for _ in 0..50 {
+            let bits = random.next_u64();
+            let payload: Vec<u8> = (0..bits % 40).map(|_| random.next_u64() as u8).collect();
+            noise.extend((payload.len() as u32 + 1).to_le_bytes());
+            noise.push((bits >> 8) as u8 % 6);
+            noise.extend(payload);
+        }
+        words.push(noise);
+    }
     for _ in 0..40 {
         let mut noise = PREFACE.to_vec();
         noise.extend(frame(4, 0, 0, &[]));

@@ -51,6 +51,7 @@ impl FakeNode {
             segment_bytes,
             obeyed_epoch: 0,
             highest_put: 0,
+            draining: None,
         };
         let (kept, stopped) = (ledger.clone(), stop.clone());
         let body = move || {

@@ -178,6 +178,7 @@ fn a_node_that_is_killed_is_noticed_at_once() {
         segment_bytes: 1 << 20,
         obeyed_epoch: 0,
         highest_put: 0,
+        draining: None,
     };
     let mounted = doomed.mount(&lender, soon()).unwrap();
     doomed.announce(&lender.node, mounted.epoch, &[], soon()).unwrap();

@@ -183,6 +183,7 @@ fn a_master_whose_clock_was_set_back_takes_a_later_epoch() {
         segment_bytes: 1 << 20,
         obeyed_epoch: before + 1000,
         highest_put: 0,
+        draining: None,
     };
     let mounted = client.mount(&lender, soon()).unwrap();
     assert_eq!(mounted.epoch, before + 1001);

@@ -83,6 +83,7 @@ impl StorageNode {
             segment_bytes: settings.segment_bytes,
             obeyed_epoch: 0,
             highest_put: 0,
+            draining: None,
         };
         let upkeep = Arc::new(Upkeep::new(
             settings,

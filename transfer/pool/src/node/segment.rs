@@ -237,12 +237,15 @@ impl Segment {
         !self.ledger.lock().releasing().is_empty()
     }
 
-    /// Ends everything: all grants die.
+    /// Ends everything: all grants die. Closing again is fine.
     pub fn close(&self) {
         let deadline = self.runtime.deadline(CLOSE_PATIENCE);
-        if let Err(error) = self.engine.unregister(self.memory.id(), deadline) {
+        match self.engine.unregister(self.memory.id(), deadline) {
+            Ok(()) => {}
+            // an earlier call has ended it
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             // the region's memory stays mapped as long as a transfer may touch it
-            tracing::warn!(%error, "the lent memory is in use at shutdown");
+            Err(error) => tracing::warn!(%error, "the lent memory is in use at shutdown"),
         }
     }
 

@@ -22,6 +22,8 @@ const RETRY: Duration = Duration::from_millis(200);
 struct State {
     stopping: bool,
     mounted: bool,
+    /// How the node is being emptied, as a master said last; the next master hears of it from here.
+    draining: Option<bool>,
 }
 
 /// The node's own thread.
@@ -135,6 +137,7 @@ impl Upkeep {
         if orders.announce {
             return self.mount_again(released);
         }
+        self.state.lock().draining = orders.draining;
         // what is free at once is confirmed with the next question, which follows without a pause
         released.extend(orders.release.iter().filter(|put| self.segment.release(**put)));
         Ok(())
@@ -152,6 +155,7 @@ impl Upkeep {
         let lender = Lender {
             obeyed_epoch: self.segment.master_epoch(),
             highest_put: self.segment.highest_put(),
+            draining: self.state.lock().draining,
             ..self.lender.clone()
         };
         let mounted = self.directory.mount(&lender, self.deadline())?;

@@ -314,6 +314,7 @@ impl Directory for FakeMaster {
                     master_epoch,
                     announce: !lent.announced,
                     release: lent.release.clone(),
+                    draining: None,
                 });
             }
             if self.orders.wait_until(&mut state, until).timed_out() {

@@ -16,6 +16,7 @@ mod pairs;
 mod peers;
 mod rig;
 mod speed;
+mod strangers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -49,8 +50,11 @@ const CHECKS: &[Check] = &[
     ("an operation that isn't wanted any more", links::unwanted),
     ("operations are cancelled while they move", links::cancelled),
     ("more than may wait is refused as busy", links::busy),
-    ("what no peer sends ends the link, and no other", links::malformed),
-    ("more requests than the window ends the link", links::too_many),
+    (
+        "what no peer sends ends the link, and no other",
+        strangers::malformed,
+    ),
+    ("more requests than the window ends the link", strangers::too_many),
     ("a peer that is killed", peers::killed),
     (
         "a peer that is killed while it moves bytes",

@@ -5,61 +5,11 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::{Error, ErrorKind, Result};
 
+use super::ask::{Ask, Next, Stage};
 use super::core::Note;
 use super::message::MOST_GRANT_BYTES;
-use super::{Direction, Operation, Owner, after, earlier};
-use crate::sys::{Exposure, Slice, Window};
-
-/// How far an operation is.
-enum Stage {
-    /// Not sent.
-    Queued,
-    /// With the peer, which may touch the memory. Once it isn't wanted, the peer has until `until` to answer.
-    Asked { window: Window, until: Option<Instant> },
-    /// The peer's access is being cut off.
-    Closing {
-        window: Window,
-        answered: bool,
-        until: Option<Instant>,
-    },
-    /// Over, but the peer hasn't answered: it counts the request until it has.
-    Abandoned { until: Instant },
-    /// Being changed.
-    Moving,
-}
-
-struct Ask {
-    direction: Direction,
-    memory: Option<Slice>,
-    grant: Vec<u8>,
-    offset: u64,
-    deadline: Instant,
-    tag: u64,
-    owner: Option<Box<dyn Owner>>,
-    stage: Stage,
-    verdict: Option<Result<()>>,
-}
-
-impl Ask {
-    fn finish(&mut self, result: Result<()>) {
-        // let go first, so that the owner may free it
-        self.memory = None;
-        if let Some(owner) = self.owner.take() {
-            owner.finish(result);
-        }
-    }
-}
-
-/// An operation that is about to be sent. It must be put back, sent or not.
-pub(super) struct Next {
-    pub id: u64,
-    pub direction: Direction,
-    pub memory: Slice,
-    pub grant: Vec<u8>,
-    pub offset: u64,
-    pub exposure: Exposure,
-    pub window: Window,
-}
+use super::{Direction, Operation, after, earlier};
+use crate::sys::{Exposure, Window};
 
 /// All operations of this end.
 pub(super) struct Asking {
@@ -163,7 +113,7 @@ impl Asking {
             let Some(ask) = self.asks.get_mut(&id) else {
                 continue;
             };
-            if let Some(reason) = reason_to_end(ask, now) {
+            if let Some(reason) = ask.reason_to_end(now) {
                 ask.finish(Err(reason));
                 self.asks.remove(&id);
                 continue;
@@ -300,7 +250,7 @@ impl Asking {
             .iter()
             .filter(|(_, ask)| matches!(ask.stage, Stage::Queued | Stage::Asked { until: None, .. }));
         awaited
-            .filter_map(|(id, ask)| Some((*id, reason_to_end(ask, now)?)))
+            .filter_map(|(id, ask)| Some((*id, ask.reason_to_end(now)?)))
             .collect()
     }
 
@@ -392,16 +342,6 @@ impl Asking {
             ask.finish(Err(verdict));
         }
     }
-}
-
-fn reason_to_end(ask: &Ask, now: Instant) -> Option<Error> {
-    if ask.owner.as_ref().is_some_and(|owner| !owner.is_wanted()) {
-        return Some(Error::new(
-            ErrorKind::Fenced,
-            "the memory was released or unregistered",
-        ));
-    }
-    (ask.deadline <= now).then(|| Error::new(ErrorKind::TimedOut, "the RDMA peer didn't answer in time"))
 }
 
 fn refusal(kind: ErrorKind) -> Error {

@@ -6,6 +6,7 @@
 //! requester makes the key worthless before it says that the operation is over. Nothing of the serving end's memory can be reached by a peer, and of the requester's only what
 //! it asked about, as long as it asks.
 
+mod ask;
 mod asking;
 mod core;
 mod credit;

@@ -10,8 +10,9 @@ use kvstored_core::{Error, ErrorKind, Result};
 use super::check;
 use super::completions::{BATCH, Completions, Taken};
 use super::layout::{OP_BIND, OP_INVALIDATE, OP_READ, OP_SEND, OP_WRITE, Piece, ReceiveRequest, SendRequest};
-use super::memory::{Domain, Exposure, Slice, Window};
+use super::memory::{Domain, Slice};
 use super::queue_pair::{QueuePair, Route};
+use super::window::{Exposure, Window};
 
 /// A peer's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

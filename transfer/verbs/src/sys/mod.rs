@@ -12,12 +12,14 @@ mod layout;
 mod library;
 mod memory;
 mod queue_pair;
+mod window;
 
 pub use channel::{Channel, Finished, Refused, Remote, Success, Work};
 pub use completions::Completions;
 pub use device::{Device, DeviceEvent, Limits, Port};
-pub use memory::{Buffer, Domain, Exposure, Registration, Slice, Window};
+pub use memory::{Buffer, Domain, Registration, Slice};
 pub use queue_pair::{QueuePair, Route};
+pub use window::{Exposure, Window};
 
 /// An error of a call that leaves its reason in `errno`.
 fn last_error(what: &str) -> kvstored_core::Error {

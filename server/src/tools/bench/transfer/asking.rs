@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use kvstored_transfer::{
-    EngineSettings, Grant, Peer, Region, TransferEngine, TransferEntry, TransferKind, TransportKind,
+    EngineSettings, Grant, Peer, Region, Side, TransferEngine, TransferEntry, TransferKind,
 };
 
 use super::cases::{Direction, Transport};
@@ -24,11 +24,8 @@ const LOOKED_AT: usize = 64 << 10;
 pub fn engine_settings(transport: Transport) -> EngineSettings {
     EngineSettings {
         listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
-        transports: vec![match transport {
-            Transport::Tcp => TransportKind::Tcp,
-            Transport::Shm => TransportKind::Shm,
-            Transport::Rdma => TransportKind::Rdma,
-        }],
+        // nothing to fall back to: what doesn't work fails
+        transports: vec![transport.kind()],
         ..EngineSettings::default()
     }
 }
@@ -65,7 +62,17 @@ pub struct Asking {
     region: Region,
     grant: Grant,
     memory_bytes: usize,
+    transport: Transport,
     runtime: Runtime,
+}
+
+/// Bytes that an engine has asked for so far and got, as it counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Over the transport that is measured.
+    measured: u64,
+    /// Over any other.
+    other: u64,
 }
 
 impl Asking {
@@ -77,7 +84,7 @@ impl Asking {
         runtime: &Runtime,
     ) -> Result<Self> {
         let engine = TransferEngine::start(engine_settings(transport), runtime.clone())?;
-        let (peer, grant) = open(&engine, served, runtime)?;
+        let (peer, grant) = open(&engine, transport, served, runtime)?;
         let region = engine.allocate(memory_bytes)?;
         // no later access pays for a fault
         fill(&region, 0)?;
@@ -87,13 +94,14 @@ impl Asking {
             region,
             grant,
             memory_bytes,
+            transport,
             runtime: runtime.clone(),
         })
     }
 
-    /// The same engine with another serving process, which has as much memory.
+    /// The same engine with another serving process, which has as much memory, or with a new grant of the same one's.
     pub fn with(&self, served: &mut Served) -> Result<Self> {
-        let (peer, grant) = open(&self.engine, served, &self.runtime)?;
+        let (peer, grant) = open(&self.engine, self.transport, served, &self.runtime)?;
         Ok(Self {
             peer,
             grant,
@@ -122,6 +130,39 @@ impl Asking {
             .wait(deadline)
     }
 
+    /// What was carried so far.
+    pub fn carried(&self) -> Carried {
+        let mut carried = Carried {
+            measured: 0,
+            other: 0,
+        };
+        let rows = self.engine.counters();
+        for row in rows.iter().filter(|row| row.side == Side::Requested) {
+            let sum = if row.transport == self.transport.kind() {
+                &mut carried.measured
+            } else {
+                &mut carried.other
+            };
+            *sum += row.read_bytes + row.written_bytes;
+        }
+        carried
+    }
+
+    /// Fails with `Mismatch` unless exactly that many bytes went since then, and all of them over the transport that is
+    /// measured.
+    pub fn prove(&self, before: Carried, bytes: u64) -> Result<()> {
+        let now = self.carried();
+        let (measured, other) = (now.measured - before.measured, now.other - before.other);
+        if (measured, other) == (bytes, 0) {
+            return Ok(());
+        }
+        let name = self.transport.name();
+        Err(Error::new(
+            ErrorKind::Mismatch,
+            format!("of {bytes} bytes {measured} went over {name}, and {other} over another transport"),
+        ))
+    }
+
     /// Fails with `Corrupt` unless what is read is what is there, and what is written arrives.
     pub fn check(&self, served: &mut Served) -> Result<()> {
         self.batch(Direction::Read, self.memory_bytes, 1)?;
@@ -132,9 +173,21 @@ impl Asking {
     }
 }
 
-fn open(engine: &TransferEngine, served: &mut Served, runtime: &Runtime) -> Result<(Peer, Grant)> {
+fn open(
+    engine: &TransferEngine,
+    transport: Transport,
+    served: &mut Served,
+    runtime: &Runtime,
+) -> Result<(Peer, Grant)> {
     let address = served.address().to_string();
     let peer = engine.open_peer(&address, runtime.deadline(TIMEOUT))?;
+    if peer.transport() != transport.kind() {
+        let (used, asked) = (peer.transport().name(), transport.name());
+        return Err(Error::new(
+            ErrorKind::Mismatch,
+            format!("the peer is reached over {used}, not over {asked} as asked"),
+        ));
+    }
     let answer = served.ask(&format!("grant {}", hex(&engine.identity().to_bytes())))?;
     Ok((peer, Grant::decode(&unhex(&answer)?)?))
 }

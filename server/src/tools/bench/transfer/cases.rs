@@ -1,6 +1,7 @@
 //! What is measured: a transport, a direction, the bytes of an entry and how many entries go at once.
 
 use kvstored_core::{Error, Result};
+use kvstored_transfer::TransportKind;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -55,6 +56,15 @@ impl Transport {
             Self::Tcp => "tcp",
             Self::Shm => "shm",
             Self::Rdma => "rdma",
+        }
+    }
+
+    /// The engine's.
+    pub const fn kind(self) -> TransportKind {
+        match self {
+            Self::Tcp => TransportKind::Tcp,
+            Self::Shm => TransportKind::Shm,
+            Self::Rdma => TransportKind::Rdma,
         }
     }
 }

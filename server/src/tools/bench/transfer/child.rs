@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::cases::Transport;
 use super::serving::Role;
@@ -68,10 +68,13 @@ impl Served {
         self.address
     }
 
-    /// Stops it where it is.
+    /// Stops it where it is; when this returns, none of its threads runs any more.
     pub fn pause(&self) -> Result<()> {
         let process = Pid::from_child(&self.process);
-        kill_process(process, Signal::STOP).map_err(|errno| failed(errno.into()))
+        kill_process(process, Signal::STOP)
+            .and_then(|()| retry_on_intr(|| waitid(WaitId::Pid(process), WaitIdOptions::STOPPED)))
+            .map(drop)
+            .map_err(|errno| failed(errno.into()))
     }
 
     /// Kills it as a crash would.

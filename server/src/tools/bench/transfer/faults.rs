@@ -48,6 +48,16 @@ pub fn others_p99(
         match side {
             Side::Limit => p99(&asking, runtime),
             Side::Ours => {
+                // sharing takes no part of the peer's; what needs it is to ask what a new grant is worth
+                let asks = (fault, transport) == (Fault::Stopped, Transport::Shm);
+                let with_going = if asks {
+                    with_going.with(&mut going)?
+                } else {
+                    with_going
+                };
+                if asks {
+                    going.pause()?;
+                }
                 let stop = Arc::new(AtomicBool::new(false));
                 let stopped = stop.clone();
                 let body = move || {
@@ -59,6 +69,7 @@ pub fn others_p99(
                 // until transfers are under way
                 crate::tools::bench::setup::pause(runtime, Duration::from_millis(50));
                 match fault {
+                    Fault::Stopped if asks => {}
                     Fault::Stopped => going.pause()?,
                     Fault::Killed => going.kill()?,
                 }
@@ -72,9 +83,14 @@ pub fn others_p99(
             }
         }
     })?;
+    let doing = if (fault, transport) == (Fault::Stopped, Transport::Shm) {
+        "and asked what a new grant is worth"
+    } else {
+        "in the midst of transfers"
+    };
     let note = format!(
-        "reads of {READ_BYTES} bytes, one after the other, while another peer is {fault:?} in the midst of transfers; limit: \
-         the same with that peer idle"
+        "reads of {READ_BYTES} bytes, one after the other, while another peer is {fault:?} {doing}; limit: the same with \
+         that peer idle"
     );
     Ok(Figure::new(name, "us", &samples, note.to_lowercase()))
 }

@@ -3,7 +3,7 @@
 use kvstored_core::ErrorKind;
 
 use super::super::State;
-use super::{id, key, lender, put, start};
+use super::{id, key, lender, pool, put, start};
 use crate::settings::MasterSettings;
 use crate::types::*;
 
@@ -111,4 +111,50 @@ fn a_node_that_obeys_a_later_master_is_not_taken() {
             .mount(&lender(1, u64::MAX), TokenKey::from_bytes([0; 32]), now)
             .is_err()
     );
+}
+
+#[test]
+fn a_node_that_is_being_emptied_says_so_to_the_next_master() {
+    let (mut state, now) = pool(MasterSettings::default(), 1, 1 << 20);
+    assert!(!state.has_news_of_drain(&id(1), 100));
+    state.drain(&id(1), true, false, now).unwrap();
+    assert!(state.take_effects().orders.contains(&id(1)), "it's told at once");
+    assert!(state.has_news_of_drain(&id(1), 100) && !state.has_news_of_drain(&id(1), 100));
+    let draining = state.orders(&id(1), 100, now).draining;
+    assert_eq!(draining, Some(true));
+
+    let mut next = State::new(MasterSettings::default(), 101, now).unwrap();
+    let mut marked = lender(1, 1 << 20);
+    marked.draining = draining;
+    let holding = Holding {
+        key: key("k"),
+        put: 5,
+        offset: 0,
+        length: 10,
+        checksum: 0,
+        state: HoldingState::Sealed,
+    };
+    let mount = |state: &mut State, now| {
+        let epoch = state.epoch();
+        state.mount(&marked, TokenKey::from_bytes([1; 32]), now).unwrap();
+        state
+            .announce(&id(1), epoch, std::slice::from_ref(&holding), true, now)
+            .unwrap();
+    };
+    mount(&mut next, now);
+    assert!(!next.has_news_of_drain(&id(1), 101), "it knows");
+    let later = now + next.settings.lease + next.settings.recovery;
+    next.heartbeat(&id(1), 101, &[], later);
+    next.tick(later);
+    assert_eq!(
+        next.status(later).objects,
+        0,
+        "what it holds goes as the last master wanted"
+    );
+    // a master that knows the node knows better
+    next.drain(&id(1), false, true, later).unwrap();
+    mount(&mut next, later);
+    assert!(next.has_news_of_drain(&id(1), 101));
+    assert_eq!(next.orders(&id(1), 101, later).draining, None);
+    assert_eq!(next.node_statuses(later)[0].1.state, "ready");
 }

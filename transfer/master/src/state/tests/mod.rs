@@ -38,6 +38,7 @@ fn lender(number: u8, segment_bytes: u64) -> Lender {
         segment_bytes,
         obeyed_epoch: 0,
         highest_put: 0,
+        draining: None,
     }
 }
 
