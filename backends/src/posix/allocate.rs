@@ -36,7 +36,7 @@ fn segment_bytes(log: &Log, usage: &Usage, image_pages: u32) -> Result<u64> {
         |images: u64| PAGE * (1 + u64::from(footer_pages(1, images as usize))) + images * image_bytes;
     let writers = usage.writers.len().max(1) as u64;
     // Several writers have a segment open each; together they must leave room for sealed ones.
-    let share = log.capacity_bytes / 16 / writers.div_ceil(2);
+    let share = log.capacity_bytes / 32 / writers.div_ceil(2);
     let base = log
         .shared
         .settings

@@ -17,7 +17,7 @@ pub struct PosixSettings {
     /// Bound of the physical bytes in all directories together, other processes' included. 0 takes 80 % of
     /// what is free at the start, plus what is there.
     pub capacity_bytes: u64,
-    /// Size of a segment; by default a sixteenth of a directory's capacity, at most 1 GiB.
+    /// Size of a segment; by default a thirty-second of a directory's capacity, at most 1 GiB.
     pub segment_bytes: Option<u64>,
     /// The I/O engine.
     pub io: IoSettings,
@@ -53,7 +53,7 @@ impl Default for PosixSettings {
             force_sync: false,
             writer_id: None,
             high_watermark: 0.9,
-            low_watermark: 0.8,
+            low_watermark: 0.88,
             quarantine_capacity_bytes: 256 << 20,
             read_only: false,
             queue_depth: 1024,

@@ -10,7 +10,7 @@ from kvstored.vllm.configuration import ConnectorSettings
 from kvstored.vllm.event_feed import EventFeed
 from kvstored.vllm.events import EventTranslator
 from kvstored.vllm.governor import Governor, GovernorSettings
-from kvstored.vllm.hosting import StoreAccess
+from kvstored.vllm.hosting import Seat, StoreAccess
 from kvstored.vllm.identity import base_identity, block_tokens, replicas, with_rank
 from kvstored.vllm.measures import Accumulator
 from kvstored.vllm.namespaces import NamespaceCache, RankNamespaces
@@ -47,7 +47,7 @@ class Assembly:
     def scheduler(self) -> SchedulerSide:
         """The scheduler's side."""
         parallel = self._config.parallel_config
-        access = self._open()
+        access = self._open(Seat.ALONE if _in_one_process(parallel) else Seat.FIRST)
         ranks = range(0, parallel.tensor_parallel_size, replicas(self._kv_cache_config))
         self.namespaces = RankNamespaces(access, self._base, self._layouts, list(ranks))
         # what can't work shows at the start, and KV events of what other engines store count from the first on
@@ -89,7 +89,7 @@ class Assembly:
                 stage,
             )
         storing = geometry.storing_rank(self._kv_cache_config, rank)
-        access = self._open()
+        access = self._open(_worker_seat(self._config.parallel_config))
         namespaces = NamespaceCache(access, with_rank(self._base, stage, storing), addresses.layout)
         return WorkerSide(
             self._settings,
@@ -115,14 +115,14 @@ class Assembly:
         if self._access is not None:
             self._access.close()
 
-    def _open(self) -> StoreAccess:
+    def _open(self, seat: Seat) -> StoreAccess:
         parallel = self._config.parallel_config
         # one store of our own for each data-parallel engine of the node
         key = f"{self._transfer.engine_id}/{getattr(parallel, 'data_parallel_rank', 0)}"
         self._access = StoreAccess(
             self._settings,
             key,
-            shared=not _in_one_process(parallel),
+            seat=seat,
             call_timeout_ms=self._settings.lookup_deadline_ms,
         )
         return self._access
@@ -132,3 +132,12 @@ def _in_one_process(parallel: Any) -> bool:
     """Whether scheduling and computing happen in one process. Workers may be apart even if there is only one."""
     backend = parallel.distributed_executor_backend
     return backend == "uni" or getattr(backend, "__name__", "") == "UniProcExecutor"
+
+
+def _worker_seat(parallel: Any) -> Seat:
+    """What a worker's process is to its node."""
+    if _in_one_process(parallel):
+        return Seat.ALONE
+    # with one node, the scheduler is on it; with several, or processes placed by another system, it may not be
+    one_node = parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1
+    return Seat.GUEST if one_node else Seat.FIRST

@@ -1,12 +1,14 @@
 """Which store a process of vLLM talks to: a daemon, an engine in this process, or one in a sister process.
 
 A vLLM instance that schedules and computes in one process embeds the engine there. With workers in processes of their
-own, the first process of the node to come embeds it and serves the others over a private socket, so that all ranks
-share one memory and the scheduler sees what each of them holds.
+own, one process of the node embeds it and serves the others over a private socket, so that all ranks share one memory
+and the scheduler sees what each of them holds. It is the scheduler's process where that is on the same node, because
+every request waits for the scheduler's lookups and none for a worker's messages; else the first process to come.
 """
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import hashlib
 import logging
@@ -22,7 +24,10 @@ from kvstored import InvalidInput, KvstoredError, Mismatch, PermissionDenied, St
 from kvstored.vllm.configuration import ConnectorSettings
 
 _HOST_PATIENCE_S = 60.0
+_GUEST_PATIENCE_S = 3600.0
+_FIRST_USE_PATIENCE_S = 1.0
 _POLL_S = 0.05
+_SOCKET_NAME = "kvstored.sock"
 _ABANDONED_S = 120.0
 """A meeting place this old has a host, or had one."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -31,16 +36,27 @@ _CALL_TIMEOUT_MS = 1000
 logger = logging.getLogger("vllm.kvstored")
 
 
+class Seat(enum.Enum):
+    """What a process is to the engine embedded on its node."""
+
+    ALONE = "alone"
+    """The only process: embeds it for itself."""
+    FIRST = "first"
+    """Embeds it for all processes, if it comes first."""
+    GUEST = "guest"
+    """Joins the process that embeds it, which may come later."""
+
+
 class StoreAccess:
     """A store that may be away: asks for it again after a while, and never for long."""
 
-    def __init__(self, settings: ConnectorSettings, engine_key: str, *, shared: bool, call_timeout_ms: int) -> None:
-        """Opens the store.
+    def __init__(self, settings: ConnectorSettings, engine_key: str, *, seat: Seat, call_timeout_ms: int) -> None:
+        """Opens the store; a guest does so beside.
 
         Args:
             settings: the connector's settings.
             engine_key: the same in all processes of one vLLM engine, different between engines.
-            shared: whether several processes of the node belong to the engine.
+            seat: what this process is to the others of the engine on this node.
             call_timeout_ms: the longest a call may wait for its answer.
 
         Raises:
@@ -48,7 +64,7 @@ class StoreAccess:
         """
         self._settings = settings
         self._engine_key = engine_key
-        self._shared = shared
+        self._seat = seat
         self._call_timeout_ms = call_timeout_ms
         self._lock = threading.Lock()
         self._store: Store | None = None
@@ -58,17 +74,24 @@ class StoreAccess:
         self._opening: threading.Thread | None = None
         self.generation = 0
         """Rises with every new store: namespaces of an earlier one are void."""
-        self._open()
+        self._awaited = seat is Seat.GUEST and _daemon_socket(settings) is None
+        if self._awaited:
+            self._open_beside()
+        else:
+            self._open()
 
     def get(self) -> Store | None:
-        """The store, or None while it's away. Never waits: a store that wasn't there is opened beside."""
+        """The store, or None while it's away. A store that wasn't there is opened beside, without waiting for it.
+
+        Only a guest's first call waits, for a moment: its host is there by then.
+        """
         if time.monotonic() < self._not_before:
             return None
         if self._store is None:
-            with self._lock:
-                if self._store is None and self._opening is None:
-                    self._opening = threading.Thread(target=self._reopen, name="kvstored-open", daemon=True)
-                    self._opening.start()
+            opening = self._open_beside()
+            if self._awaited:
+                opening.join(_FIRST_USE_PATIENCE_S)
+                self._awaited = False
         return self._store
 
     def tier_name(self, tier: int) -> str:
@@ -102,17 +125,41 @@ class StoreAccess:
         if store is not None:
             _release(store)
 
+    def _open_beside(self) -> threading.Thread:
+        with self._lock:
+            if self._opening is None:
+                self._opening = threading.Thread(target=self._reopen, name="kvstored-open", daemon=True)
+                self._opening.start()
+            return self._opening
+
     def _reopen(self) -> None:
         try:
+            if self._seat is Seat.GUEST:
+                self._wait_for_host()
             self._open()
         except KvstoredError as error:
             self.failed(error)
         finally:
-            self._opening = None
+            with self._lock:
+                self._opening = None
+
+    def _wait_for_host(self) -> None:
+        """Until there is something to connect to: the scheduler comes when the model is loaded and warmed up."""
+        socket = _meeting_place(_key(self._settings, self._engine_key)) / _SOCKET_NAME
+        deadline = time.monotonic() + _GUEST_PATIENCE_S
+        look_for_daemon = 0.0
+        while not socket.exists() and not self._closed and time.monotonic() < deadline:
+            if time.monotonic() >= look_for_daemon:
+                if _daemon_socket(self._settings) is not None:
+                    return
+                look_for_daemon = time.monotonic() + 1.0
+            time.sleep(_POLL_S)
 
     def _open(self) -> None:
+        if self._closed:
+            return
         try:
-            self._store = _open(self._settings, self._engine_key, self._shared, self._call_timeout_ms)
+            self._store = _open(self._settings, self._engine_key, self._seat, self._call_timeout_ms)
             self.generation += 1
             if self._closed:
                 self.close()
@@ -128,21 +175,31 @@ _hosted: dict[int, Path] = {}
 """Meeting places of the stores that this process hosts."""
 
 
-def _open(settings: ConnectorSettings, engine_key: str, shared: bool, call_timeout_ms: int) -> Store:
+def _open(settings: ConnectorSettings, engine_key: str, seat: Seat, call_timeout_ms: int) -> Store:
     socket = _daemon_socket(settings)
     if socket is not None:
         store = _connect(settings, socket, call_timeout_ms)
         logger.info("kvstored: using the daemon at %s (tiers %s)", socket, "|".join(store.tier_names))
         return store
-    key = hashlib.blake2b(f"{engine_key}\0{settings!r}".encode(), digest_size=12).hexdigest()
+    key = _key(settings, engine_key)
     with _shared_lock:
         if key in _shared:
             store, users = _shared[key]
             _shared[key] = (store, users + 1)
             return store
-        store = _host_or_join(settings, key, call_timeout_ms) if shared else _embed(settings, None)
+        if seat is Seat.ALONE:
+            store = _embed(settings, None)
+        elif seat is Seat.FIRST:
+            store = _host_or_join(settings, key, call_timeout_ms)
+        else:
+            store = _connect(settings, str(_meeting_place(key) / _SOCKET_NAME), call_timeout_ms)
         _shared[key] = (store, 1)
         return store
+
+
+def _key(settings: ConnectorSettings, engine_key: str) -> str:
+    """What the processes of one engine with the same settings have in common."""
+    return hashlib.blake2b(f"{engine_key}\0{settings!r}".encode(), digest_size=12).hexdigest()
 
 
 def _release(store: Store) -> None:
@@ -215,7 +272,7 @@ def _embed(settings: ConnectorSettings, listen: str | None) -> Store:
 def _host_or_join(settings: ConnectorSettings, key: str, call_timeout_ms: int) -> Store:
     """The first process of the node to get the lock embeds the engine; the others are its clients."""
     folder = _meeting_place(key)
-    socket = str(folder / "kvstored.sock")
+    socket = str(folder / _SOCKET_NAME)
     deadline = time.monotonic() + _HOST_PATIENCE_S
     lock = os.open(folder / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while True:

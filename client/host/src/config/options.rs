@@ -84,7 +84,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MS")]
     pub posix_tail_interval_ms: Option<u64>,
 
-    /// Size of a segment file [default: a sixteenth of a directory's capacity, at most 1 GiB]
+    /// Size of a segment file [default: a thirty-second of a directory's capacity, at most 1 GiB]
     #[arg(long, value_name = "SIZE")]
     pub posix_segment_bytes: Option<ByteSize>,
 
@@ -101,7 +101,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "RATIO")]
     pub posix_high_watermark: Option<f64>,
 
-    /// Used part of the capacity at which eviction from storage stops, 0 to 1 [default: 0.8]
+    /// Used part of the capacity at which eviction from storage stops, 0 to 1 [default: 0.02 below where it starts]
     #[arg(long, value_name = "RATIO")]
     pub posix_low_watermark: Option<f64>,
 

@@ -169,7 +169,7 @@ impl<'a> Check<'a> {
         let high = options.posix_high_watermark.unwrap_or(0.9);
         let low = options
             .posix_low_watermark
-            .unwrap_or_else(|| (high - 0.1).max(high / 2.0));
+            .unwrap_or_else(|| (high - 0.02).max(high / 2.0));
         if !(low > 0.0 && low <= high && high <= 1.0) {
             let message =
                 format!("must be above 0 and at most the high watermark ({high}), and that at most 1");
