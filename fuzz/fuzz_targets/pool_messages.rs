@@ -5,7 +5,9 @@ use kvstored_pool::wire::{Answers, Changes, Listing, MAX_ITEMS, MAX_KEYS, Reques
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((code, body)) = bytes.split_first() else { return };
+    let Some((code, body)) = bytes.split_first() else {
+        return;
+    };
     if let Ok(verb) = Verb::of_code(*code) {
         assert_eq!(verb.code(), *code);
     }
