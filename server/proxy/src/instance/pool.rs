@@ -134,25 +134,26 @@ impl Pool {
     }
 
     /// Sends a request and waits for the head of its answer. The caller sets the time limit.
+    ///
+    /// A kept connection that turns out to be closed before the request went out is replaced. Once the request may have
+    /// been seen it's never sent again here: a second one with the same id or the same KV could do harm.
     pub async fn send(&self, upstream: &Upstream) -> Result<Received, SendError> {
-        let mut seen = false;
         if let Some(mut sender) = self.take_idle().await {
             match sender.try_send_request(self.request(upstream)).await {
                 Ok(answer) => return Ok(self.received(sender, answer)),
                 Err(mut error) => {
-                    // most likely the server closed the connection while it was idle: one more try, over a fresh one
-                    seen = error.take_message().is_none();
-                    if seen && !closed_without_answer(error.error()) {
+                    // the others have most likely been closed too
+                    self.shared.idle.lock().clear();
+                    if error.take_message().is_none() {
                         return Err(SendError::broken(error.error()));
                     }
-                    self.shared.idle.lock().clear();
                 }
             }
         }
-        let mut sender = self.connect().await.map_err(|error| SendError {
-            seen,
-            ..SendError::unreachable(&error)
-        })?;
+        let mut sender = self
+            .connect()
+            .await
+            .map_err(|error| SendError::unreachable(&error))?;
         let answer = sender
             .send_request(self.request(upstream))
             .await
@@ -229,19 +230,6 @@ impl Pool {
         });
         Ok(sender)
     }
-}
-
-/// Whether a connection ended before any byte of an answer came, as a kept one does when the server closes it meanwhile.
-fn closed_without_answer(error: &hyper::Error) -> bool {
-    let reset = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|source| {
-            matches!(
-                source.kind(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-            )
-        });
-    reset || error.is_incomplete_message() || error.is_canceled() || error.is_closed()
 }
 
 /// The right to give a connection back once its answer has been read to the end. Dropped instead, the connection closes.

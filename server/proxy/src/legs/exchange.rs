@@ -43,10 +43,19 @@ pub struct Trouble {
     pub retry: bool,
     /// Whether the instance may have begun.
     pub seen: bool,
-    /// Whether it's the instance's fault.
-    pub blame: bool,
-    /// Whether it can't be reached.
-    pub unreachable: bool,
+    /// What it says of the instance.
+    pub verdict: Verdict,
+}
+
+/// What trouble says of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: it's busy, or the request is to blame.
+    None,
+    /// It failed.
+    Failed,
+    /// It can't be reached.
+    Unreachable,
 }
 
 impl Trouble {
@@ -65,8 +74,7 @@ impl Trouble {
             instance: Some(instance.name.clone()),
             retry: true,
             seen: true,
-            blame: true,
-            unreachable: false,
+            verdict: Verdict::Failed,
         }
     }
 
@@ -79,8 +87,7 @@ impl Trouble {
             instance: None,
             retry: false,
             seen: false,
-            blame: false,
-            unreachable: false,
+            verdict: Verdict::None,
         }
     }
 
@@ -97,14 +104,14 @@ impl Trouble {
 
     /// The connection failed.
     pub fn connection(instance: &Arc<Instance>, error: SendError) -> Self {
-        let (reason, message) = if error.unreachable {
-            ("connect", "can't be reached")
+        let (reason, message, verdict) = if error.unreachable {
+            ("connect", "can't be reached", Verdict::Unreachable)
         } else {
-            ("broken", "broke the connection")
+            ("broken", "broke the connection", Verdict::Failed)
         };
         Self {
             seen: error.seen,
-            unreachable: error.unreachable,
+            verdict,
             ..Self::at(instance, StatusCode::BAD_GATEWAY, reason, message, error)
         }
     }
@@ -119,7 +126,7 @@ impl Trouble {
         );
         if is_busy {
             return Self {
-                blame: false,
+                verdict: Verdict::None,
                 ..Self::at(instance, status, "busy", "is busy", detail)
             };
         }
@@ -127,7 +134,7 @@ impl Trouble {
             return Self {
                 failure: Failure::Refused(Box::new(whole)),
                 retry: false,
-                blame: false,
+                verdict: Verdict::None,
                 ..Self::at(instance, status, "refused", "refused the request", detail)
             };
         }

@@ -26,7 +26,7 @@ use crate::proxy::Proxy;
 use crate::request::{CompletionRequest, Pieces};
 
 pub use decode::{Next, Started, Stream};
-pub use exchange::{Trouble, Whole, exchange};
+pub use exchange::{Trouble, Verdict, Whole, exchange};
 
 /// The longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -207,9 +207,9 @@ impl Job {
 /// Notes in an instance's condition how it did.
 fn judge(instance: &Arc<Instance>, trouble: Option<&Trouble>) {
     let condition = &instance.condition;
-    match trouble {
+    match trouble.map(|trouble| (trouble.verdict, trouble)) {
         None => condition.succeeded(),
-        Some(trouble) if trouble.unreachable => {
+        Some((Verdict::Unreachable, trouble)) => {
             if condition.set_reachable(false) {
                 tracing::warn!(
                     role = instance.role.name(),
@@ -220,10 +220,10 @@ fn judge(instance: &Arc<Instance>, trouble: Option<&Trouble>) {
             }
             instance.troubled.notify_one();
         }
-        Some(trouble) if trouble.blame => {
+        Some((Verdict::Failed, _)) => {
             condition.failed();
             instance.troubled.notify_one();
         }
-        Some(_) => {}
+        Some((Verdict::None, _)) => {}
     }
 }

@@ -4,7 +4,7 @@ mod document;
 mod pieces;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use std::collections::HashMap;
 
 use crate::affinity::PrefixChain;
@@ -125,7 +125,7 @@ impl CompletionRequest {
 
 /// vLLM takes extra arguments of any name; transfer parameters among them would name a machine to pull from.
 fn refuse_hidden_transfer(document: &Document) -> Result<(), String> {
-    let extra: Option<HashMap<String, IgnoredAny>> = document.read(Name::VllmXargs);
+    let extra: Option<HashMap<String, &RawValue>> = document.read(Name::VllmXargs);
     if extra.is_some_and(|extra| extra.contains_key("kv_transfer_params")) {
         return Err("vllm_xargs must not have kv_transfer_params".to_owned());
     }

@@ -273,6 +273,7 @@ fn reply(
 ) -> Response<Script> {
     let script = Script {
         steps: steps.into_iter().collect(),
+        is_flushed: false,
         state: Arc::clone(state),
     };
     Response::builder()
@@ -285,6 +286,7 @@ fn reply(
 /// A scripted body.
 pub struct Script {
     steps: VecDeque<Step>,
+    is_flushed: bool,
     state: Arc<State>,
 }
 
@@ -294,12 +296,19 @@ impl Body for Script {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.steps.pop_front() {
             None => Poll::Ready(None),
             Some(Step::Data(text)) => Poll::Ready(Some(Ok(Frame::data(Bytes::from(text))))),
-            Some(Step::Break) => Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))),
+            Some(Step::Break) if self.is_flushed => Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))),
+            Some(Step::Break) => {
+                // what came before has to be on its way first
+                self.is_flushed = true;
+                self.steps.push_front(Step::Break);
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
             Some(Step::Stall) => {
                 // nobody will wake it, and it stays where it is
                 self.steps.push_front(Step::Stall);

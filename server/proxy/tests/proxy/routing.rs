@@ -12,8 +12,8 @@ async fn a_stream_goes_through_both_legs_and_comes_back_whole() {
     let reply = setup.stream().await;
     assert_eq!(reply.status, 200);
     assert!(reply.ended);
-    let expected: String = (0..16).map(|index| format!(" t{index}")).collect();
-    assert_eq!(reply.streamed_text(), expected);
+    let expected: Vec<String> = (0..16).map(|index| format!(" t{index}")).collect();
+    assert_eq!(reply.streamed_text(), expected.concat());
     assert_eq!(reply.events().last().unwrap(), "[DONE]");
 
     let (prefill, decode) = (&setup.prefill[0].seen()[0], &setup.decode[0].seen()[0]);
