@@ -44,9 +44,10 @@ pub use sse::{EventSplitter, events};
 pub fn run(settings: Settings, runtime: Runtime) -> Result<ExitCode> {
     let executor = executor(settings.workers)?;
     executor.block_on(async move {
+        // before anybody can see that it runs, and tell it to stop
+        let signals = server::Signals::catch()?;
         let server = ProxyServer::bind(settings, runtime)?;
-        let stop = server.stop_handle();
-        let _signals = tokio::spawn(server::stop_at_signal(stop));
+        let _stopper = tokio::spawn(signals.stop(server.stop_handle()));
         let drained = server.serve().await;
         Ok(if drained {
             ExitCode::SUCCESS

@@ -11,7 +11,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use kvstored_core::{Error, Result, Runtime};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
@@ -220,24 +220,35 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Stops a proxy at SIGTERM or SIGINT; a second one ends the process at once.
-pub async fn stop_at_signal(handle: StopHandle) {
-    const IMPATIENT_EXIT: i32 = 130;
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals can't be caught");
-        return;
-    };
-    for is_first in [true, false] {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "told to stop");
-        if is_first {
-            handle.stop();
-        }
+/// SIGTERM and SIGINT, caught from the moment this is made.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches them. To be called inside a Tokio runtime.
+    pub fn catch() -> Result<Self> {
+        let failed = |error| Error::from_io(error, "signals can't be caught");
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
     }
-    std::process::exit(IMPATIENT_EXIT);
+
+    /// Stops a proxy at the first; the second ends the process at once.
+    pub async fn stop(mut self, handle: StopHandle) {
+        const IMPATIENT_EXIT: i32 = 130;
+        for is_first in [true, false] {
+            let name = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "told to stop");
+            if is_first {
+                handle.stop();
+            }
+        }
+        std::process::exit(IMPATIENT_EXIT);
+    }
 }
