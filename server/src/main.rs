@@ -7,7 +7,9 @@ use kvstored::check_config::{CheckArguments, check_config};
 use kvstored::ctl::CtlArguments;
 use kvstored::master::{self, MasterArguments};
 use kvstored::{ctl, output, serve, tools};
+use kvstored_core::Runtime;
 use kvstored_host::config::{self, Environment, ServeArguments};
+use kvstored_proxy::ProxyArguments;
 
 /// A store of KV cache blocks for LLM engines: serves local clients over tiers of memory and storage.
 ///
@@ -30,6 +32,8 @@ enum Command {
     Master(Box<MasterArguments>),
     /// Look at a running daemon, or tell it something
     Ctl(CtlArguments),
+    /// Route completion requests to prefill and decode instances
+    Proxy(Box<ProxyArguments>),
     /// Replay a trace of requests and check every loaded byte
     Replay(tools::replay::Args),
     /// Measure, beside the machine's own limits
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         None => serve::run(cli.serve, &environment),
         Some(Command::Serve(arguments)) => serve::run(*arguments, &environment),
         Some(Command::Master(arguments)) => master::run(*arguments, &environment),
+        Some(Command::Proxy(arguments)) => run_proxy(&arguments),
         Some(other) => {
             serve::start_for_tool(environment.log_level.as_deref());
             run_tool(other, &environment)
@@ -60,10 +65,17 @@ fn main() -> ExitCode {
     })
 }
 
+fn run_proxy(arguments: &ProxyArguments) -> kvstored_core::Result<ExitCode> {
+    let settings = kvstored_proxy::Settings::new(arguments)?;
+    serve::start_for_tool(Some(settings.log_filter));
+    kvstored_proxy::run(settings, Runtime::system())
+}
+
 fn run_tool(command: Command, environment: &Environment) -> kvstored_core::Result<ExitCode> {
     match command {
         Command::Serve(arguments) => serve::run(*arguments, environment),
         Command::Master(arguments) => master::run(*arguments, environment),
+        Command::Proxy(arguments) => run_proxy(&arguments),
         Command::Ctl(arguments) => ctl::run(arguments, environment),
         Command::Replay(arguments) => tools::replay::run(arguments),
         Command::Bench(arguments) => tools::bench::run(arguments),

@@ -306,3 +306,41 @@ fn transfers_between_two_processes_are_measured_beside_raw_sockets() {
         assert!(figure["limit"].as_f64().unwrap() > 0.0, "{figure}");
     }
 }
+
+#[test]
+fn a_proxy_starts_and_stops_in_order() {
+    let mut child = kvstored(&[
+        "proxy",
+        "--port",
+        "0",
+        "--prefiller-ports",
+        "9",
+        "--decoder-ports",
+        "9",
+    ])
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut until = |message: &str| {
+        let mut line = String::new();
+        while !line.contains(message) {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the proxy ended early");
+        }
+    };
+    until("proxy starts");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    until("stopped");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_proxy_with_unequal_lists_names_the_flags() {
+    let failed = run(&["proxy", "--decoder-hosts", "a", "b", "--decoder-ports", "9000"]);
+    assert_eq!(failed.status.code(), Some(1));
+    let message = text(&failed.stderr);
+    for part in ["--decoder-hosts", "a b", "--decoder-ports", "9000"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+}

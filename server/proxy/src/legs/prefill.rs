@@ -1,0 +1,113 @@
+//! The prefill leg.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use tokio::time::Instant;
+
+use super::exchange::{Trouble, exchange};
+use super::{Failure, Job, judge};
+use crate::choice::{BYTES_PER_TOKEN, Tried, choose, prefill_cost};
+use crate::instance::{Active, Held, Instance, Role};
+use crate::request::{CompletionRequest, Document, Name};
+
+/// A prompt whose KV lies at a prefill instance.
+#[derive(Debug)]
+pub struct Prefilled {
+    /// Where, in the instance's words. None if it keeps nothing: the decode instance then computes the prompt itself.
+    pub transfer: Option<Bytes>,
+    /// The KV in the instance's load, until a decode instance has it.
+    _held: Option<Held>,
+}
+
+impl Job {
+    /// Has a prefill instance compute the prompt.
+    pub(super) async fn prefill(
+        &mut self,
+        request: &CompletionRequest,
+        tried: &mut Tried,
+    ) -> Result<Prefilled, Failure> {
+        let matches = self.proxy.affinity.matches(&request.chain);
+        let mut tries = 1;
+        loop {
+            let proxy = &self.proxy;
+            let instances = proxy.fleet.instances(Role::Prefill);
+            let instance = choose(
+                &instances,
+                tried,
+                proxy.fleet.next_turn(Role::Prefill),
+                |instance| prefill_cost(instance, request.tokens, &matches),
+            )
+            .ok_or_else(|| Self::nobody("prefill"))?;
+            let cached = (matches.bytes(instance.cache_id()) / BYTES_PER_TOKEN) as u64;
+            self.access.cached_tokens = cached.min(request.tokens);
+            self.access.prefill = Some(Arc::clone(&instance));
+            match self.prefill_at(request, &instance).await {
+                Ok(prefilled) => {
+                    judge(&instance, None);
+                    self.proxy.metrics.prompt_tokens.inc_by(request.tokens);
+                    self.proxy
+                        .metrics
+                        .affinity_tokens
+                        .inc_by(self.access.cached_tokens);
+                    self.proxy.affinity.computed(&request.chain, instance.cache_id());
+                    return Ok(prefilled);
+                }
+                Err(trouble) => {
+                    judge(&instance, Some(&trouble));
+                    tried.note(&instance);
+                    if !trouble.retry || tries >= self.proxy.settings.tries {
+                        return Err(trouble.failure);
+                    }
+                    self.before_retry("prefill", &trouble, tries).await;
+                    tries += 1;
+                }
+            }
+        }
+    }
+
+    async fn prefill_at(
+        &mut self,
+        request: &CompletionRequest,
+        instance: &Arc<Instance>,
+    ) -> Result<Prefilled, Trouble> {
+        self.prefills += 1;
+        let active = Active::new(Arc::clone(instance), request.tokens);
+        let upstream = self.upstream(request, request.prefill_body());
+        let sent = Instant::now();
+        self.access.queue_time = sent - self.access.received;
+        let whole = exchange(instance, &upstream, self.proxy.settings.prefill_timeout).await?;
+        self.access.prefill_time = sent.elapsed();
+        instance
+            .times
+            .before
+            .observe(self.access.queue_time.as_secs_f64());
+        instance
+            .times
+            .during
+            .observe(self.access.prefill_time.as_secs_f64());
+        drop(active);
+        let document = Document::scan(whole.body).map_err(|error| {
+            Trouble::at(
+                instance,
+                StatusCode::BAD_GATEWAY,
+                "answer",
+                "gave an answer that is no JSON",
+                error,
+            )
+        })?;
+        let transfer = document
+            .value_bytes(Name::KvTransferParams)
+            .filter(|raw| raw.starts_with(b"{"));
+        if transfer.is_none() {
+            tracing::debug!(id = self.access.id(), instance = %instance.name, "prefill keeps no KV");
+        }
+        Ok(Prefilled {
+            _held: transfer
+                .is_some()
+                .then(|| Held::new(Arc::clone(instance), request.tokens)),
+            transfer,
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! A completion request, and the bodies of its two legs.
+
+mod document;
+mod pieces;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+
+use crate::affinity::PrefixChain;
+use crate::choice::BYTES_PER_TOKEN;
+
+pub use document::{Document, Name};
+pub use pieces::Pieces;
+
+/// The parameters that ask a prefill instance to keep the prompt's KV for a decode instance.
+const KEEP_FOR_DECODE: &[u8] = br#""kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null},"stream":false,"max_tokens":1,"min_tokens":1"#;
+/// Fields of the client's request that the prefill leg must not have.
+const NOT_FOR_PREFILL: [Name; 6] = [
+    Name::KvTransferParams,
+    Name::Stream,
+    Name::StreamOptions,
+    Name::MaxTokens,
+    Name::MaxCompletionTokens,
+    Name::MinTokens,
+];
+
+/// Which completion API a request uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+}
+
+impl Api {
+    /// The path, here and at the instances.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Completions => "/v1/completions",
+            Self::Chat => "/v1/chat/completions",
+        }
+    }
+
+    /// The API's name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Completions => "completions",
+            Self::Chat => "chat",
+        }
+    }
+
+    /// The field with the prompt.
+    pub fn prompt(self) -> Name {
+        match self {
+            Self::Completions => Name::Prompt,
+            Self::Chat => Name::Messages,
+        }
+    }
+}
+
+/// See the module's page.
+#[derive(Clone, Debug)]
+pub struct CompletionRequest {
+    /// Its API.
+    pub api: Api,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// The prompt's length in tokens, estimated.
+    pub tokens: u64,
+    /// The prompt's chunks.
+    pub chain: PrefixChain,
+    /// The body.
+    pub document: Document,
+}
+
+impl CompletionRequest {
+    /// Reads a body. An error is a sentence for the client.
+    pub fn parse(api: Api, body: Bytes) -> Result<Self, String> {
+        let document =
+            Document::scan(body).map_err(|error| format!("the body is not a JSON object: {error}"))?;
+        let stream = match document.value(Name::Stream) {
+            None | Some(b"null") => false,
+            Some(_) => document
+                .read(Name::Stream)
+                .ok_or("the field stream has to be true or false")?,
+        };
+        refuse_hidden_transfer(&document)?;
+        let prompt = document.value(api.prompt()).unwrap_or_default();
+        let context =
+            [Name::Model, Name::CacheSalt, Name::Tools].map(|name| document.value(name).unwrap_or_default());
+        Ok(Self {
+            api,
+            stream,
+            tokens: estimate_tokens(prompt),
+            chain: PrefixChain::new(&context, prompt),
+            document,
+        })
+    }
+
+    /// The body of the prefill leg: one token, no stream, and the KV kept.
+    pub fn prefill_body(&self) -> Pieces {
+        let mut added = vec![Bytes::from_static(KEEP_FOR_DECODE)];
+        if self.document.has(Name::MaxCompletionTokens) {
+            added.push(Bytes::from_static(br#","max_completion_tokens":1"#));
+        }
+        self.document.with(&NOT_FOR_PREFILL, &added)
+    }
+
+    /// The body of the decode leg: the client's, with the parameters of the prefill's answer, if it had any. What the client
+    /// itself wrote there never gets through: it would name a machine to pull from.
+    pub fn decode_body(&self, transfer: Option<&Bytes>) -> Pieces {
+        let name = Bytes::from_static(br#""kv_transfer_params":"#);
+        let cut = [Name::KvTransferParams];
+        match transfer {
+            Some(transfer) => self.document.with(&cut, &[name, transfer.clone()]),
+            None if self.document.has(Name::KvTransferParams) => {
+                self.document.with(&cut, &[name, Bytes::from_static(b"null")])
+            }
+            None => Pieces::from(self.document.body().clone()),
+        }
+    }
+}
+
+/// vLLM takes extra arguments of any name; transfer parameters among them would name a machine to pull from.
+fn refuse_hidden_transfer(document: &Document) -> Result<(), String> {
+    let extra: Option<HashMap<String, &RawValue>> = document.read(Name::VllmXargs);
+    if extra.is_some_and(|extra| extra.contains_key("kv_transfer_params")) {
+        return Err("vllm_xargs must not have kv_transfer_params".to_owned());
+    }
+    Ok(())
+}
+
+/// From the raw JSON of a prompt: of token ids their number, of text a guess by its length.
+fn estimate_tokens(prompt: &[u8]) -> u64 {
+    let is_ids = prompt.first() == Some(&b'[')
+        && prompt
+            .iter()
+            .skip(1)
+            .find(|byte| !byte.is_ascii_whitespace() && **byte != b'[')
+            .is_some_and(u8::is_ascii_digit);
+    let tokens = if is_ids {
+        memchr::memchr_iter(b',', prompt).count() + 1
+    } else {
+        prompt.len().div_ceil(BYTES_PER_TOKEN)
+    };
+    tokens as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn request(body: &Value) -> CompletionRequest {
+        CompletionRequest::parse(Api::Completions, Bytes::from(body.to_string())).unwrap()
+    }
+
+    fn value(pieces: Pieces) -> Value {
+        let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let body = executor
+            .block_on(http_body_util::BodyExt::collect(pieces))
+            .unwrap();
+        serde_json::from_slice(&body.to_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_legs_get_what_the_protocol_says() {
+        let request = request(&json!({
+            "model": "m", "prompt": "p", "stream": true, "stream_options": {"include_usage": true},
+            "max_tokens": 9, "max_completion_tokens": 9, "min_tokens": 3, "temperature": 0.5,
+            "kv_transfer_params": {"remote_host": "evil"},
+        }));
+        assert!(request.stream);
+        let keep = json!({
+            "do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
+            "remote_block_ids": null, "remote_host": null, "remote_port": null,
+        });
+        assert_eq!(
+            value(request.prefill_body()),
+            json!({
+                "model": "m", "prompt": "p", "stream": false, "max_tokens": 1, "max_completion_tokens": 1,
+                "min_tokens": 1, "temperature": 0.5, "kv_transfer_params": keep,
+            })
+        );
+        let transfer = Bytes::from_static(br#"{"remote_host":"p1"}"#);
+        let decode = value(request.decode_body(Some(&transfer)));
+        assert_eq!(decode["kv_transfer_params"], json!({"remote_host": "p1"}));
+        assert_eq!(
+            (&decode["max_tokens"], &decode["stream"]),
+            (&json!(9), &json!(true))
+        );
+        assert_eq!(
+            value(request.decode_body(None))["kv_transfer_params"],
+            Value::Null
+        );
+    }
+
+    #[test]
+    fn an_untouched_body_is_sent_as_it_came() {
+        let body = json!({"prompt": "p"});
+        let request = request(&body);
+        assert_eq!(value(request.decode_body(None)), body);
+        assert!(!request.stream);
+    }
+
+    #[test]
+    fn what_would_name_another_machine_is_refused() {
+        for body in [
+            r#"{"vllm_xargs":{"kv_transfer_params":{"remote_host":"evil"}}}"#,
+            r#"{"vllm_xargs":{"kv_transfer_param\u0073":1}}"#,
+        ] {
+            let error = CompletionRequest::parse(Api::Chat, Bytes::from_static(body.as_bytes())).unwrap_err();
+            assert!(error.contains("vllm_xargs"), "{error}");
+        }
+        let fine = r#"{"vllm_xargs":{"a":1},"stream":null}"#;
+        assert!(CompletionRequest::parse(Api::Chat, Bytes::from_static(fine.as_bytes())).is_ok());
+        for body in [r#"{"stream":1}"#, r#"{"stream":"true"}"#] {
+            assert!(CompletionRequest::parse(Api::Chat, Bytes::from_static(body.as_bytes())).is_err());
+        }
+    }
+
+    #[test]
+    fn tokens_are_counted_or_guessed() {
+        assert_eq!(estimate_tokens(b"[1, 2,3]"), 3);
+        assert_eq!(estimate_tokens(b"[[1,2],[3]]"), 3);
+        assert_eq!(estimate_tokens(b"\"12345678\""), 3);
+        assert_eq!(estimate_tokens(br#"[{"role":"user"}]"#), 5);
+        assert_eq!(estimate_tokens(b""), 0);
+    }
+}
