@@ -134,6 +134,9 @@ class StoreAccess:
 
     def _reopen(self) -> None:
         try:
+            if self._store is not None:
+                # another thread opened it between the question and this one's start
+                return
             if self._seat is Seat.GUEST:
                 self._wait_for_host()
             self._open()

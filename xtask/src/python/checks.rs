@@ -8,6 +8,7 @@ use super::environment::{self, Environment, Kind};
 use super::wheel::{self, Profile};
 use crate::counts::Counts;
 use crate::process::{self, Failure, Outcome};
+use crate::setup;
 use crate::workspace::Workspace;
 
 /// The package's folder, relative to the root.
@@ -55,6 +56,8 @@ pub fn lint(workspace: &Workspace) -> Outcome {
 
 /// Tests of the package: without torch, then with it.
 pub fn run_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
+    // makes the certificates of the tests over TLS, which are left out without it
+    setup::debian_program("openssl", "openssl")?;
     let wheel = wheel::build(workspace, Profile::Development)?;
     let mut outcome = Ok(());
     for (kind, folders, limits) in [

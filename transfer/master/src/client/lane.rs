@@ -4,7 +4,7 @@
 //! Whatever goes wrong here is found again, and dealt with, by the call over gRPC that follows.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kvstored_core::{Result, Runtime};
@@ -33,7 +33,7 @@ pub(super) enum Asked<A> {
 
 /// A connection that nobody uses at the moment.
 struct Connection {
-    address: String,
+    address: SocketAddr,
     stream: TcpStream,
     /// For questions and answers.
     bytes: Vec<u8>,
@@ -58,8 +58,11 @@ impl Lane {
         })
     }
 
-    /// Asks a master.
+    /// Asks a master. One on another machine is asked by gRPC: it has no lane, and looking its name up could take long.
     pub fn call<M: Quick>(&self, address: &str, message: &M, limit: Duration) -> Asked<M::Answer> {
+        let Some(socket) = loopback(address) else {
+            return Asked::Elsewhere;
+        };
         let now = self.runtime.clock.now();
         if self.resting_until.lock().is_some_and(|until| now < until) {
             return Asked::Elsewhere;
@@ -67,12 +70,12 @@ impl Lane {
         let deadline = now + limit;
         // a kept connection may have ended with its master, a new one tells
         let mut outcome = Err(io::ErrorKind::NotConnected.into());
-        if let Some(connection) = self.take(address) {
+        if let Some(connection) = self.take(socket) {
             outcome = self.ask(connection, message, deadline);
         }
         if outcome.as_ref().is_err_and(|error| !is_late(error)) {
             outcome = self
-                .connect(address, deadline)
+                .connect(socket, deadline)
                 .and_then(|connection| self.ask(connection, message, deadline));
         }
         let error = match outcome {
@@ -89,7 +92,7 @@ impl Lane {
         }
     }
 
-    fn take(&self, address: &str) -> Option<Connection> {
+    fn take(&self, address: SocketAddr) -> Option<Connection> {
         let mut idle = self.idle.lock();
         // a leader that was left leaves its connections behind
         while let Some(connection) = idle.pop() {
@@ -100,18 +103,17 @@ impl Lane {
         None
     }
 
-    fn connect(&self, address: &str, deadline: Instant) -> io::Result<Connection> {
+    fn connect(&self, address: SocketAddr, deadline: Instant) -> io::Result<Connection> {
         let left = deadline.saturating_duration_since(self.runtime.clock.now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let to = address.to_socket_addrs()?.next();
-        let stream = TcpStream::connect_timeout(&to.ok_or(io::ErrorKind::NotFound)?, left)?;
+        let stream = TcpStream::connect_timeout(&address, left)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(left))?;
         (&stream).write_all(&self.hello)?;
         Ok(Connection {
-            address: address.to_owned(),
+            address,
             stream,
             bytes: Vec::new(),
         })
@@ -177,7 +179,41 @@ impl Lane {
     }
 }
 
+/// A loopback address, without asking anybody what a name means.
+fn loopback(address: &str) -> Option<SocketAddr> {
+    if let Some(port) = address.strip_prefix("localhost:") {
+        return Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into());
+    }
+    let address: SocketAddr = address.parse().ok()?;
+    address.ip().to_canonical().is_loopback().then_some(address)
+}
+
 /// Whether the master didn't answer in time.
 fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_asked_by_the_lane() {
+        for address in ["127.0.0.1:5", "[::1]:5", "localhost:5", "127.8.0.1:5"] {
+            assert_eq!(
+                loopback(address).map(|address| address.port()),
+                Some(5),
+                "{address}"
+            );
+        }
+        for address in [
+            "10.0.0.1:5",
+            "master:5",
+            "localhost",
+            "localhost:x",
+            "[2001:db8::1]:5",
+        ] {
+            assert_eq!(loopback(address), None, "{address}");
+        }
+    }
 }
