@@ -1,7 +1,7 @@
-//! A real etcd of one member, if there is one on this machine.
+//! A real etcd of one member or several, if there is one on this machine.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,6 +32,11 @@ fn free_port() -> u16 {
 impl Etcd {
     /// Starts one, or says loudly that a test is left out.
     pub fn start() -> Option<Self> {
+        Self::start_members(1)?.pop()
+    }
+
+    /// Starts several that are one etcd, or says loudly that a test is left out.
+    pub fn start_members(count: usize) -> Option<Vec<Self>> {
         let Some(program) = program() else {
             eprintln!(
                 "SKIPPED: etcd isn't installed (Debian's package etcd-server); elections weren't tested"
@@ -40,50 +45,50 @@ impl Etcd {
         };
         // etcd can't choose a port by itself; another process may take it in between
         (0..5)
-            .find_map(|_| Self::try_start(&program))
+            .find_map(|_| Self::try_start(&program, count))
             .or_else(|| panic!("etcd doesn't start"))
     }
 
-    fn try_start(program: &std::path::Path) -> Option<Self> {
+    fn try_start(program: &Path, count: usize) -> Option<Vec<Self>> {
+        let url = || format!("http://127.0.0.1:{}", free_port());
+        let peers: Vec<(String, String)> = (0..count).map(|index| (format!("test-{index}"), url())).collect();
+        let all: Vec<String> = peers
+            .iter()
+            .map(|(name, peer)| format!("{name}={peer}"))
+            .collect();
+        let mut members: Vec<Self> = peers
+            .iter()
+            .map(|(name, peer)| Self::spawn(program, name, peer, &url(), &all.join(",")))
+            .collect();
+        let mut ended = false;
+        for member in &mut members {
+            until("etcd", || {
+                ended |= member.child.try_wait().unwrap().is_some();
+                ended || std::net::TcpStream::connect(&member.address).is_ok()
+            });
+        }
+        (!ended).then_some(members)
+    }
+
+    fn spawn(program: &Path, name: &str, peer: &str, client: &str, all: &str) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let (client, peer) = (free_port(), free_port());
-        let (client, peer) = (
-            format!("http://127.0.0.1:{client}"),
-            format!("http://127.0.0.1:{peer}"),
-        );
         let child = Command::new(program)
-            .args(["--name", "test", "--data-dir"])
+            .args(["--name", name, "--data-dir"])
             .arg(data.path())
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--listen-client-urls", client, "--advertise-client-urls", client])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+            .args(["--initial-cluster", all])
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut etcd = Self {
+        Self {
             child,
             address: client.trim_start_matches("http://").to_owned(),
             _data: data,
-        };
-        let mut ended = false;
-        until("etcd", || {
-            ended = etcd.child.try_wait().unwrap().is_some();
-            ended || std::net::TcpStream::connect(&etcd.address).is_ok()
-        });
-        (!ended).then_some(etcd)
+        }
     }
 
     pub fn signal(&self, signal: Signal) {

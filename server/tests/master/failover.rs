@@ -11,10 +11,15 @@ use super::process::Master;
 use super::{client, key, settings, soon, until};
 
 fn master(etcd: &Etcd) -> Master {
+    master_of(&etcd.address)
+}
+
+/// One that knows the members of an etcd.
+fn master_of(endpoints: &str) -> Master {
     Master::start(&[
         "--enable_ha",
         "--etcd_endpoints",
-        &etcd.address,
+        endpoints,
         "--cluster_id",
         "test",
         "--leader_lease_ttl",
@@ -192,4 +197,47 @@ fn a_leader_without_etcd_steps_down_and_comes_back() {
             .exist(&[&key("a")], false, soon())
             .is_ok_and(|there| there[0].is_some())
     });
+}
+
+/// The leader and the member of etcd that it may lean on end at once; then the other two members go on without one of them.
+#[test]
+fn a_leader_and_a_member_of_etcd_are_killed() {
+    let Some(mut members) = Etcd::start_members(3) else {
+        return;
+    };
+    let endpoints: Vec<&str> = members.iter().map(|member| member.address.as_str()).collect();
+    let endpoints = endpoints.join(";");
+    let mut masters = vec![
+        master_of(&endpoints),
+        master_of(&endpoints),
+        master_of(&endpoints),
+    ];
+    let first = leader(&masters.iter().collect::<Vec<_>>());
+    let addresses: Vec<String> = masters.iter().map(|master| master.address.clone()).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let node = FakeNode::start(1, 1 << 20, settings(&addresses));
+    let all = client(&addresses);
+    let keys: Vec<Box<[u8]>> = (0..20).map(|number| key(&format!("{number}"))).collect();
+    for key in &keys {
+        put(&all, &[&node], key, 100, &PutOptions::default()).unwrap();
+    }
+    let before = epoch(&client(&[addresses[first]]));
+
+    masters.remove(first).kill();
+    // the first is asked first
+    drop(members.remove(0));
+    let second = leader(&masters.iter().collect::<Vec<_>>());
+    assert!(epoch(&client(&[&masters[second].address])) > before);
+    let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+    until("all objects", || {
+        all.exist(&keys, false, soon())
+            .is_ok_and(|there| there.iter().all(Option::is_some))
+    });
+    until("a put", || {
+        put(&all, &[&node], &key("new"), 100, &PutOptions::default()).is_ok()
+    });
+
+    // one of three is no majority: whoever leads gives up, and nobody takes over
+    drop(members.remove(0));
+    until("nobody to lead", || masters[second].said("leads no more"));
 }
