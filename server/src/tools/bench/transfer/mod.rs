@@ -16,6 +16,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
+use kvstored_master::client::ClientSettings;
+use kvstored_master::client::blocking::MasterClient;
 
 use super::figure::{Figure, Samples, Side};
 use asking::Asking;
@@ -68,9 +70,13 @@ const SUFFIXES: [&str; 5] = ["_p50", "_p99", "_cpu", "_cpu_requester", "_cpu_ser
 const UNITS: [&str; 6] = ["GB/s", "us", "us", "s/GB", "s/GB", "s/GB"];
 /// What is measured besides cases, behind the transport's name.
 const OTHERS: [&str; 3] = [IDLE, STOPPED, KILLED];
+/// Measured beside all transports.
+const MASTER_IDLE: &str = "master_idle_cpu_percent";
 const IDLE: &str = "idle_cpu_percent";
 const STOPPED: &str = "others_p99_peer_stopped";
 const KILLED: &str = "others_p99_peer_killed";
+/// What a serving process takes that needs none.
+const LEAST_MEMORY_BYTES: usize = 16 << 20;
 
 /// Runs `kvstored bench transfer`.
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -88,6 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let others: Vec<String> = Transport::ALL
         .iter()
         .flat_map(|transport| OTHERS.map(|other| format!("{}_{other}", transport.name())))
+        .chain([MASTER_IDLE.to_owned()])
         .collect();
     cases::check_names(&args.only, &others)?;
     let mut figures = Vec::new();
@@ -109,6 +116,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
             // the other figures are worth having all the same
             Err(error) => {
                 eprintln!("  {} failed: {error}", transport.name());
+                failed = true;
+            }
+        }
+    }
+    if args.transport.is_none() && cases::wanted(&args.only, MASTER_IDLE, MASTER_IDLE) {
+        match measure_master(args.full, &runtime) {
+            Ok(figure) => {
+                eprintln!("  {}", figure.line());
+                figures.push(figure);
+            }
+            Err(error) => {
+                eprintln!("  {MASTER_IDLE} failed: {error}");
                 failed = true;
             }
         }
@@ -227,7 +246,7 @@ fn measure_transport(
         add(match other {
             STOPPED => faults::others_p99(name, Fault::Stopped, transport, rounds, runtime)?,
             KILLED => faults::others_p99(name, Fault::Killed, transport, rounds, runtime)?,
-            _ => idle_figure(name, &mut served, args.full, runtime)?,
+            _ => idle_figure(name, "peer", &mut served, args.full, runtime)?,
         });
     }
     if failures.is_empty() {
@@ -287,8 +306,27 @@ fn figures_of(case: &Case, samples: &[Samples; 6], limit: Option<&str>) -> Vec<F
         .collect()
 }
 
-/// CPU time of an engine with one connected peer that asks nothing of it.
-fn idle_figure(name: String, served: &mut Served, full: bool, runtime: &Runtime) -> Result<Figure> {
+/// CPU time of a master with one connected client that asks nothing of it.
+fn measure_master(full: bool, runtime: &Runtime) -> Result<Figure> {
+    eprintln!("measuring {MASTER_IDLE} …");
+    let mut served = Served::start(serving::Role::Master, Transport::Tcp, LEAST_MEMORY_BYTES, runtime)?;
+    let settings = ClientSettings {
+        endpoints: vec![served.address().to_string()],
+        ..ClientSettings::default()
+    };
+    let client = MasterClient::new(settings, runtime.clone())?;
+    client.status(runtime.deadline(Duration::from_secs(10)))?;
+    idle_figure(MASTER_IDLE.to_owned(), "client", &mut served, full, runtime)
+}
+
+/// CPU time of a serving process with one connected peer or client that asks nothing of it.
+fn idle_figure(
+    name: String,
+    guest: &str,
+    served: &mut Served,
+    full: bool,
+    runtime: &Runtime,
+) -> Result<Figure> {
     let seconds = if full { 60 } else { 10 };
     super::setup::pause(runtime, Duration::from_secs(1));
     let samples = Samples::alone(1, || {
@@ -298,7 +336,7 @@ fn idle_figure(name: String, served: &mut Served, full: bool, runtime: &Runtime)
         let passed = runtime.clock.now().saturating_duration_since(started);
         Ok(used / passed.as_secs_f64() * 100.0)
     })?;
-    let note = format!("the serving side, of one processor, in {seconds} s, one peer connected");
+    let note = format!("the serving side, of one processor, in {seconds} s, one {guest} connected");
     Ok(Figure::new(name, "%", &samples, note))
 }
 

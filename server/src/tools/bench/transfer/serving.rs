@@ -1,8 +1,10 @@
-//! The serving sides: an engine whose memory is read and written, and a raw socket.
+//! The serving sides: an engine whose memory is read and written, a raw socket, and a master.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use kvstored_core::{Error, Result, Runtime};
+use kvstored_master::MasterSettings;
+use kvstored_master::server::{MasterServer, ServerSettings};
 use kvstored_transfer::{EngineId, GrantRequest, Rights, TransferEngine};
 
 use super::asking::{FOREVER, engine_settings, expect, fill, hex, unhex};
@@ -16,6 +18,8 @@ pub enum Role {
     Engine,
     /// A raw socket.
     Raw,
+    /// A master of the pool.
+    Master,
 }
 
 impl Role {
@@ -24,6 +28,7 @@ impl Role {
         match self {
             Self::Engine => "engine",
             Self::Raw => "raw",
+            Self::Master => "master",
         }
     }
 }
@@ -36,6 +41,7 @@ pub fn run(role: Role, transport: Transport, memory_bytes: usize, runtime: &Runt
     match role {
         Role::Engine => engine(transport, memory_bytes, runtime),
         Role::Raw => raw_socket(memory_bytes, runtime),
+        Role::Master => master(runtime),
     }
 }
 
@@ -51,6 +57,19 @@ fn raw_socket(memory_bytes: usize, runtime: &Runtime) -> Result<()> {
     // it ends with its client or with the process
     let _thread = runtime.spawner.spawn("bench-raw", body)?;
     child::serve(address, |line| Err(Error::invalid(format!("\"{line}\""))))
+}
+
+fn master(runtime: &Runtime) -> Result<()> {
+    let settings = ServerSettings {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        ..ServerSettings::default()
+    };
+    let master = MasterServer::start(settings, MasterSettings::default(), runtime.clone())?;
+    let served = child::serve(master.address(), |line| {
+        Err(Error::invalid(format!("\"{line}\"")))
+    });
+    master.stop();
+    served
 }
 
 fn engine(transport: Transport, memory_bytes: usize, runtime: &Runtime) -> Result<()> {
