@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import Daemon, InProcessEngine, VllmServer, daemon_binary, descendants, free_port, make_model
+from lab import Daemon, EngineNursery, InProcessEngine, VllmServer, daemon_binary, descendants, free_port, make_model
 from lab.processes import is_alive
 
 _REAL_VLLM_TESTS = Path(__file__).parent / "vllm"
@@ -93,8 +93,17 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
         yield lambda **options: daemons.enter_context(Daemon(**options))
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[EngineNursery]:
+    """Where engines come from: whoever starts some asks for it, so that all of them are quickly up."""
+    folder = Path(tempfile.mkdtemp(prefix="kvstored-nursery-"))
+    with EngineNursery(folder / "nursery.log") as started:
+        yield started
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def start_engine(folder: Path) -> Iterator[Callable[..., InProcessEngine]]:
+def start_engine(nursery: EngineNursery, folder: Path) -> Iterator[Callable[..., InProcessEngine]]:
     """Starts engines as `lab.InProcessEngine` does, with a log of their own, and stops them after the test."""
     with contextlib.ExitStack() as engines:
         started = 0

@@ -6,6 +6,7 @@ from .disaggregated import MooncakePair
 from .in_process_engine import EngineError, Generation, InProcessEngine
 from .metrics import Metrics, PrefixCache, Sample
 from .models import make_model
+from .nursery import EngineNursery
 from .ports import free_port
 from .processes import Tree, descendants, is_alive, resident_bytes, start_leashed
 from .prompts import prompt, text
@@ -18,6 +19,7 @@ __all__ = [
     "CompletionError",
     "Daemon",
     "EngineError",
+    "EngineNursery",
     "Generation",
     "InProcessEngine",
     "Metrics",

@@ -6,13 +6,15 @@ The first line holds the arguments of `vllm.LLM`. A call is {"call": name, "argu
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 
 class Driver:
@@ -98,13 +100,24 @@ def main() -> None:
         write(answers, {"result": "ready"})
         for line in sys.stdin:
             write(answers, answer(driver, json.loads(line)))
+    except SystemExit:
+        pass
     finally:
         shut_down(driver)
+    leave()
 
 
 def shut_down(driver: Driver) -> None:
     """Ends the engine in an orderly way, so that its connector can finish too."""
     driver.engine.llm_engine.engine_core.shutdown()
+
+
+def leave() -> NoReturn:
+    """Ends the process as it ends by itself, but doesn't take its modules apart, which takes seconds with vLLM's."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from .metrics import Metrics
-from .processes import Tree, start_leashed
+from .nursery import EngineNursery
+from .processes import Root, Tree, start_leashed
 from .vllm_environment import vllm_environment, vllm_python
 
 READY_SECONDS = 240.0
@@ -91,8 +92,7 @@ class InProcessEngine:
         """Starts it and waits until it is ready. Raises EngineError when it fails."""
         if self._tree is not None:
             raise EngineError("the engine runs already")
-        command = [vllm_python(), "-P", _DRIVER]
-        self._tree = Tree(start_leashed(command, environment=self._environment, log=self.log, pipes=True))
+        self._tree = Tree(self._launch())
         try:
             self._exchange(self._arguments, timeout)
         except BaseException:
@@ -188,6 +188,12 @@ class InProcessEngine:
         if self._tree is None:
             raise EngineError("the engine doesn't run")
         return self._tree
+
+    def _launch(self) -> Root:
+        if EngineNursery.current is not None:
+            return EngineNursery.current.fork(self._environment, self.log)
+        command = [vllm_python(), "-P", _DRIVER]
+        return start_leashed(command, environment=self._environment, log=self.log, pipes=True)
 
     def _call(self, call: str, timeout: float, **arguments: Any) -> Any:
         return self._exchange({"call": call, "arguments": arguments}, timeout)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 SHARED_MEMORY = Path("/dev/shm")
 _LEASH = Path(__file__).with_name("leash.py")
@@ -23,10 +24,12 @@ def start_leashed(
     environment: Mapping[str, str],
     log: Path,
     pipes: bool = False,
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[str]:
     """Starts a program that gets SIGTERM when this process ends, however it ends.
 
     Its output goes to the end of `log`; with `pipes`, its standard input and output are pipes of text lines instead.
+    `inherited`: open files that it keeps, under their numbers.
     Call it from a thread that lives as long as the program shall: the leash is the thread's.
     """
     leashed = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *map(str, command)]
@@ -38,6 +41,7 @@ def start_leashed(
             stdout=subprocess.PIPE if pipes else output,
             stderr=output,
             text=True,
+            pass_fds=inherited,
         )
 
 
@@ -72,11 +76,23 @@ def resident_bytes(processes: Sequence[int]) -> int:
     return total
 
 
+class Root(Protocol):
+    """What a tree needs of its first process, as `subprocess.Popen` has it."""
+
+    pid: int
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
 @dataclass
 class Tree:
     """A program and everything that it started, seen whenever `refresh` is called."""
 
-    root: subprocess.Popen[str]
+    root: Root
     _seen: set[int] = field(default_factory=set)
     _memory_inodes: set[int] = field(default_factory=set)
 

@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 from connector_rig import Engine, Reference
+from lab import EngineNursery
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_from_the_nursery(nursery: EngineNursery) -> EngineNursery:
+    """Every engine of these tests is forked from it."""
+    return nursery
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,13 @@ HERE = Path(__file__).parent
 BLOCK_TOKENS = 128
 MODES: Mapping[str, Mapping[str, Any]] = {
     "async": {},
-    "sync": {"load_async": False},
     "layerwise": {"use_layerwise": True},
+    "sync": {"load_async": False},
 }
-"""Settings that make the connector load outside the step, inside it as a whole, and inside it layer by layer."""
+"""Settings that make the connector load outside the step, inside it layer by layer, and inside it as a whole.
+
+Tests that leave some out leave out the last ones: pytest runs those of one engine together by their place here.
+"""
 UNHURRIED = {"load_deadline_ms": 60_000, "dump_deadline_ms": 60_000, "lookup_deadline_ms": 10_000}
 """Deadlines that a busy machine keeps too."""
 

@@ -93,11 +93,13 @@ def shared_rig(request: pytest.FixtureRequest, tiny_model: Path, module_folder: 
 
 # what happens in the daemon alone needn't be seen from each
 in_one_mode = pytest.mark.parametrize("shared_rig", ["async"], indirect=True)
+# both that load whole blocks dump them the same way
+in_each_way_to_dump = pytest.mark.parametrize("shared_rig", ["async", "layerwise"], indirect=True)
 
 
 @pytest.fixture
-def rig(shared_rig: Rig) -> Iterator[Rig]:
-    """The rig with a daemon that is used; it ends with the test."""
+def rig(shared_rig: Rig, folder: Path) -> Iterator[Rig]:
+    """The rig with a daemon that is used; it ends with the test, before the folder that it may write to goes."""
     shared_rig.daemon = shared_rig.usual_daemon()
     shared_rig.start_daemon()
     yield shared_rig
@@ -113,6 +115,7 @@ def check(rig: Rig, reference: Reference, asked: list[list[int]], found: list[in
     rig.engine.settle()
 
 
+@in_each_way_to_dump
 def test_hits_over_the_daemons_restarts(rig: Rig, reference: Reference) -> None:
     asked = [prompt(700, seed=1), prompt(2000, seed=2)]
     check(rig, reference, asked, [0, 0])
@@ -135,6 +138,7 @@ def test_a_daemon_killed_while_it_loads(rig: Rig, reference: Reference, moment: 
     check(rig, reference, asked, [0, 0])
 
 
+@in_each_way_to_dump
 @pytest.mark.parametrize("moment", ["before_dump", "after_dump"])
 def test_a_daemon_killed_while_it_takes_dumps(rig: Rig, reference: Reference, moment: str) -> None:
     asked = [prompt(1500, seed=20 + len(moment)), prompt(400, seed=21 + len(moment))]
@@ -161,6 +165,7 @@ def test_a_daemon_that_hangs_while_it_loads(rig: Rig, reference: Reference) -> N
     check(rig, reference, asked, [1152])
 
 
+@in_each_way_to_dump
 def test_a_daemon_that_hangs_while_it_takes_dumps(rig: Rig, reference: Reference) -> None:
     asked = [prompt(1200, seed=40)]
     rig.engine.probe("signal_at", moment="before_dump", process=rig.daemon.process.pid, number=signal.SIGSTOP)

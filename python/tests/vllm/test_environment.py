@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import InProcessEngine, VllmServer, descendants, is_alive, make_model, prompt, text
+from lab import InProcessEngine, make_model, prompt, text
 
 TOKENS = 8
 
@@ -32,13 +32,9 @@ def test_one_prompt_gives_the_same_tokens_whether_computed_or_found(engine: InPr
     assert [one.cached_tokens for one in (computed, found, computed_again)] == [0, 640, 0]
 
 
-def test_other_prompts_and_other_weights_give_other_tokens(
-    engine: InProcessEngine, models: Callable[..., Path], start_engine: Callable[..., InProcessEngine]
-) -> None:
-    tokens = prompt(300, seed=2)
-    first, second = engine.generate([tokens, prompt(300, seed=3)], TOKENS)
-    other_weights = start_engine(models("tiny", seed=1)).generate_one(tokens, TOKENS)
-    assert len({tuple(one.token_ids) for one in (first, second, other_weights)}) == 3
+def test_other_prompts_give_other_tokens(engine: InProcessEngine) -> None:
+    first, second = engine.generate([prompt(300, seed=2), prompt(300, seed=3)], TOKENS)
+    assert first.token_ids != second.token_ids
 
 
 def test_a_token_far_back_decides_what_is_generated(engine: InProcessEngine) -> None:
@@ -70,7 +66,8 @@ def test_a_model_is_made_again_byte_by_byte(tiny_model: Path, folder: Path) -> N
         assert (tiny_model / name).read_bytes() == (again / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("family", ["sliding", "convolution", "latent"])
+# those that are refused with a connector; others run with one in other tests
+@pytest.mark.parametrize("family", ["convolution", "latent"])
 def test_other_families_run_too(
     models: Callable[..., Path], start_engine: Callable[..., InProcessEngine], family: str
 ) -> None:
@@ -87,26 +84,3 @@ def test_a_failing_call_is_told_and_does_not_end_the_engine(engine: InProcessEng
     with pytest.raises(RuntimeError, match="no_such_module"):
         engine.run("no_such_module:function")
     assert len(engine.generate_one(prompt(10), 2).token_ids) == 2
-
-
-def test_a_server_streams_the_engines_tokens_and_leaves_nothing(
-    engine: InProcessEngine, tiny_model: Path, start_server: Callable[..., VllmServer]
-) -> None:
-    server = start_server(tiny_model)
-    tokens = prompt(500, seed=6)
-    answer = server.complete(tokens, TOKENS)
-    assert answer.token_ids == engine.generate_one(tokens, TOKENS).token_ids
-    assert answer.prompt_tokens == 500
-    assert answer.first_token_seconds <= answer.total_seconds
-    assert answer.finish_reason == "length"
-
-    before = server.metrics().prefix_cache()
-    assert server.complete(tokens, TOKENS).cached_tokens == 384
-    assert (server.metrics().prefix_cache() - before).local_hits == 384
-    server.reset_prefix_cache()
-    assert server.complete(tokens, TOKENS).cached_tokens == 0
-
-    processes = server.processes
-    assert len(processes) > 1
-    assert server.stop()
-    assert not [process for process in [*processes, *descendants(processes[0])] if is_alive(process)]

@@ -15,8 +15,8 @@ LENGTHS = (300, 2000, 6000)
 # of 16 different prompts; lengths that end inside a block, at its end and one behind it
 MIXED = (300, 256, 257, 300, 2000, 385, 300, 2000, 6000, 300, 128, 127, 129, 640, 300, 1)
 
+# the other tests load without the engine's own cache
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "async": ("async", {}),
     "async in small chunks beside the own cache": ("async", {"prefix_caching": True, "max_num_batched_tokens": 512}),
     "sync in small chunks": ("sync", {"prefix_caching": True, "max_num_batched_tokens": 512}),
     "layerwise beside the own cache": ("layerwise", {"prefix_caching": True}),

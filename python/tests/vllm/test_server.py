@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import zmq
 from connector_rig import Reference, through, transfer
-from lab import Completion, CompletionError, Daemon, VllmServer, daemon_binary, free_port, prompt
+from lab import Completion, CompletionError, Daemon, VllmServer, daemon_binary, free_port, is_alive, prompt
 from test_daemon import damage
 
 TOKENS = 8
@@ -77,7 +77,11 @@ def ask(server: VllmServer, prompts: list[list[int]]) -> list[Completion]:
 def test_clients_get_the_same_tokens_from_the_store(server: VllmServer, reference: Reference) -> None:
     asked = [prompt(500 + 10 * index, seed=index) for index in range(8)]
     expected = reference.tokens(asked, TOKENS)
-    assert [one.token_ids for one in ask(server, asked)] == expected
+    cold = ask(server, asked)
+    assert [one.token_ids for one in cold] == expected
+    for answer, one in zip(cold, asked, strict=True):
+        assert (answer.prompt_tokens, answer.finish_reason) == (len(one), "length")
+        assert answer.first_token_seconds <= answer.total_seconds
     server.reset_prefix_cache()
     warm = ask(server, asked)
     assert [one.token_ids for one in warm] == expected
@@ -150,6 +154,13 @@ def test_a_failed_load_is_an_error_to_its_client_alone(
     other = prompt(300, seed=7000)
     assert server.complete(other, TOKENS).token_ids == reference.tokens([other], TOKENS)[0]
     daemon.kill()
+
+
+def test_a_server_that_is_stopped_leaves_nothing(server: VllmServer) -> None:
+    processes = server.processes
+    assert len(processes) > 1
+    assert server.stop()
+    assert not [process for process in processes if is_alive(process)]
 
 
 def failed(answer: Completion | CompletionError) -> bool:
