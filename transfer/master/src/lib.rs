@@ -14,6 +14,9 @@ pub mod token;
 mod types;
 mod wire;
 
+#[cfg(fuzzing)]
+pub use wire::lane::check_answers;
+
 pub use settings::MasterSettings;
 pub use token::{TOKEN_BYTES, TokenKey, TokenRange};
 pub use types::*;

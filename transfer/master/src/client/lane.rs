@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::{Result, Runtime};
 use parking_lot::Mutex;
-use prost::Message;
 
-use crate::wire::lane::{ANSWERED, FAILED, HEAD_BYTES, Quick, append, hello, read_head};
-use crate::wire::{error_of, proto};
+use crate::wire::lane::{HEAD_BYTES, Quick, append, hello, read_answer, read_head};
 
 /// How long a master that doesn't answer here is asked by gRPC alone.
 const REST: Duration = Duration::from_millis(100);
@@ -135,14 +133,7 @@ impl Lane {
         let (outcome, length) = read_head(head).map_err(io::Error::other)?;
         bytes.resize(length, 0);
         self.read(&mut connection.stream, bytes, deadline)?;
-        let answer = match outcome {
-            ANSWERED => Some(Ok(M::Answer::decode(&bytes[..]).map_err(io::Error::other)?)),
-            FAILED => {
-                let failure = proto::Failure::decode(&bytes[..]).map_err(io::Error::other)?;
-                Some(Err(error_of(&failure)))
-            }
-            _ => None,
-        };
+        let answer = read_answer::<M>(outcome, bytes).map_err(io::Error::other)?;
         bytes.shrink_to(KEPT_BYTES);
         let mut idle = self.idle.lock();
         if answer.is_some() && idle.len() < MAX_IDLE {

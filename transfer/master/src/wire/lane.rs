@@ -12,7 +12,7 @@
 use kvstored_core::{Error, Result};
 use prost::Message;
 
-use super::{MAX_MESSAGE_BYTES, proto};
+use super::{MAX_MESSAGE_BYTES, error_of, proto};
 
 /// How a connection begins; no HTTP/2 connection and no TLS one does.
 pub(crate) const MAGIC: [u8; 4] = *b"KVL1";
@@ -96,6 +96,55 @@ pub(crate) fn read_head(head: [u8; HEAD_BYTES]) -> Result<(u8, usize)> {
         ));
     }
     Ok((code, length - 1))
+}
+
+/// What an answer says; `None` where gRPC is to be asked. Fails with `Corrupt` for bytes that are no such message.
+pub(crate) fn read_answer<M: Quick>(outcome: u8, message: &[u8]) -> Result<Option<Result<M::Answer>>> {
+    let corrupt = |error| {
+        Error::new(
+            kvstored_core::ErrorKind::Corrupt,
+            format!("no such answer: {error}"),
+        )
+    };
+    match outcome {
+        ANSWERED => Ok(Some(Ok(M::Answer::decode(message).map_err(corrupt)?))),
+        FAILED => {
+            let failure = proto::Failure::decode(message).map_err(corrupt)?;
+            Ok(Some(Err(error_of(&failure))))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Reads bytes as a client reads answers, as each call's; whatever is read must be written the same. For fuzz targets.
+#[cfg(fuzzing)]
+pub fn check_answers(bytes: &[u8]) {
+    check_answer::<proto::PutStartRequest>(bytes);
+    check_answer::<proto::PutEndRequest>(bytes);
+    check_answer::<proto::GetRequest>(bytes);
+    check_answer::<proto::ExistRequest>(bytes);
+}
+
+#[cfg(fuzzing)]
+fn check_answer<M: Quick>(bytes: &[u8])
+where
+    M::Answer: PartialEq,
+{
+    let Some((head, message)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let Ok((outcome, length)) = read_head(*head) else {
+        return;
+    };
+    assert!(length <= MAX_MESSAGE_BYTES);
+    let Some(message) = message.get(..length) else {
+        return;
+    };
+    if let Ok(Some(Ok(answer))) = read_answer::<M>(outcome, message) {
+        let mut again = Vec::new();
+        assert!(append(&mut again, ANSWERED, &answer).is_ok());
+        assert!(M::Answer::decode(&again[HEAD_BYTES..]).is_ok_and(|same| same == answer));
+    }
 }
 
 #[cfg(test)]

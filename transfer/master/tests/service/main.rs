@@ -8,6 +8,7 @@
 
 mod access;
 mod hostile;
+mod malformed;
 mod measure;
 mod node;
 mod objects;
