@@ -25,6 +25,8 @@ const INSTRUMENTATION: [&str; 8] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "-Ccodegen-units=1",
 ];
+/// libFuzzer is built from source: the program, and Debian's package that has it.
+pub const COMPILER: (&str, &str) = ("c++", "g++");
 const INPUT_BYTES_LIMIT: u64 = 16 * 1024;
 const ONE_INPUT_SECONDS_LIMIT: u64 = 10;
 const QUIET_SECONDS: u64 = 30;
@@ -44,7 +46,7 @@ pub fn run(workspace: &Workspace, seconds: u64, only: Option<&str>) -> Outcome {
     if targets.is_empty() {
         return Err(format!("no fuzz target {}", only.unwrap_or("at all")).into());
     }
-    setup::debian_program("c++", "g++")?;
+    setup::debian_program(COMPILER.0, COMPILER.1)?;
     build(workspace)?;
     let failed: Vec<&str> = targets
         .iter()

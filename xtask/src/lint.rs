@@ -7,6 +7,8 @@ use crate::setup;
 use crate::workspace::Workspace;
 use crate::{edges, fuzz, manifest, python};
 
+const CARGO_DENY: &str = "cargo-deny";
+
 /// All of it, cheapest first. Goes on after a failure and fails at the end, so that one run tells everything.
 pub fn run(workspace: &Workspace) -> Outcome {
     let failures: Vec<Failure> = [format, dependency_edges, python::lint, clippy, deny]
@@ -52,9 +54,14 @@ pub fn clippy(workspace: &Workspace) -> Outcome {
     process::run(cargo(workspace).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
+/// Builds what the next needs and a fresh machine lacks.
+pub fn prepare_deny(workspace: &Workspace) -> Outcome {
+    setup::cargo_tool(workspace, CARGO_DENY).map(drop)
+}
+
 /// Licences, banned crates and sources. Advisories need a database from the network and are left out.
 pub fn deny(workspace: &Workspace) -> Outcome {
-    let program = setup::cargo_tool(workspace, "cargo-deny")?;
+    let program = setup::cargo_tool(workspace, CARGO_DENY)?;
     let mut command = Command::new(program);
     command
         .current_dir(&workspace.root)

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`, and
+//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | malformed | crash | rdma`, and
 //! `vllm-bench | mooncake-bench`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
@@ -14,8 +14,10 @@ mod demo;
 mod edges;
 mod fuzz;
 mod lint;
+mod malformed;
 mod manifest;
 mod mooncake_bench;
+mod prepare;
 mod process;
 mod python;
 mod rdma;
@@ -74,6 +76,12 @@ enum Command {
         #[arg(long)]
         target: Option<String>,
     },
+    /// Send a great many malformed frames to everything that listens
+    Malformed {
+        /// Frames for each
+        #[arg(long, default_value_t = 1_000_000)]
+        frames: u64,
+    },
     /// Cut the power under a writer, or kill it, and check that what was acknowledged is still there
     Crash(crash::Options),
     /// Run the RDMA checks over soft-RoCE in a virtual machine
@@ -103,6 +111,7 @@ fn run(command: Command) -> Outcome {
         Command::Python => python::set_up(&workspace),
         Command::Lint => lint::run(&workspace),
         Command::Fuzz { seconds, target } => fuzz::run(&workspace, seconds, target.as_deref()),
+        Command::Malformed { frames } => malformed::run(&workspace, frames),
         Command::Crash(options) => crash::run(&workspace, &options),
         Command::Rdma(options) => rdma::run(&workspace, &options, |_| ()),
     }

@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::process::{self, Failure, Outcome};
 use crate::workspace::Workspace;
+
+/// Held while packages are installed: steps may run beside each other, and apt's own lock turns the second away.
+static INSTALLING: Mutex<()> = Mutex::new(());
+/// Held while a tool is built: whoever needs it too waits for it.
+static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The path of a cargo subcommand's program: the one on PATH, or one built into the target directory.
 ///
@@ -13,6 +19,7 @@ pub fn cargo_tool(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure>
     if has_program(name) {
         return Ok(PathBuf::from(name));
     }
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let root = workspace.target.join("tools");
     let program = root.join("bin").join(name);
     if !program.exists() {
@@ -23,7 +30,8 @@ pub fn cargo_tool(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure>
             .arg(&root);
         command
             .env("CARGO_TARGET_DIR", root.join("build"))
-            .env("CARGO_PROFILE_DEV_DEBUG", "0");
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_INCREMENTAL", "0");
         process::run(&mut command)?;
         // hundreds of megabytes that nobody needs again
         let _ = std::fs::remove_dir_all(root.join("build"));
@@ -50,6 +58,8 @@ pub fn debian_package(package: &str) -> Outcome {
     if !may_install() {
         return Err(format!("install the package {package}").into());
     }
+    // whatever a panicking thread left half installed is for apt to find out
+    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let install = || {
         let mut command = Command::new("apt-get");
         command

@@ -1,20 +1,54 @@
 //! `cargo xtask test`: everything that continuous integration runs.
 
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use crate::counts::Counts;
-use crate::process::{self, Outcome};
+use crate::process::{self, Failure, Outcome};
 use crate::workspace::Workspace;
-use crate::{crash, fuzz, lint, python, rdma, setup};
+use crate::{crash, fuzz, lint, prepare, python, rdma, setup};
 
-const FUZZ_SECONDS: u64 = 10;
+const FUZZ_SECONDS: u64 = 4;
 const POWER_CUT_ROUNDS: u32 = 3;
+/// Several masters elect their leader on a real one: the program, and Debian's package that has it.
+pub const ETCD: (&str, &str) = ("etcd", "etcd-server");
 /// Held by a slow test before it is ended, so that one that hangs can't hold up everything.
 const NEXTEST_SETTINGS: &str = "xtask/nextest.toml";
+/// Whether cargo keeps what lets it build a changed crate again more quickly.
+const INCREMENTAL: &str = "CARGO_INCREMENTAL";
 
 /// Runs every step, also after a failed one, sums up the test runners' own counts and fails if anything failed.
 pub fn run(workspace: &Workspace) -> Outcome {
+    if std::env::var_os(INCREMENTAL).is_none() && is_fresh(&workspace.target) {
+        return Err(run_again_without_increments()?);
+    }
+    std::thread::scope(|scope| {
+        prepare::start(scope, workspace);
+        run_steps(workspace)
+    })
+}
+
+/// Whether none of our crates was built there yet.
+fn is_fresh(target: &Path) -> bool {
+    let built = std::fs::read_dir(target.join("debug/incremental"));
+    !built.is_ok_and(|entries| {
+        entries
+            .filter_map(Result::ok)
+            .any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"kvstored"))
+    })
+}
+
+/// On a machine that builds everything once, as those of continuous integration do, what is kept for the next build costs
+/// time only. Returns why it couldn't be done; otherwise this process goes on as another.
+fn run_again_without_increments() -> Result<Failure, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(std::env::args_os().skip(1)).env(INCREMENTAL, "0");
+    Ok(command.exec().into())
+}
+
+fn run_steps(workspace: &Workspace) -> Outcome {
     let counts = Counts::default();
     let unit_tests = |workspace: &Workspace| tests(workspace, &counts);
     let documentation_tests = |workspace: &Workspace| doc_tests(workspace, &counts);
@@ -68,10 +102,8 @@ pub fn run(workspace: &Workspace) -> Outcome {
 type Step<'a> = (&'static str, &'a dyn Fn(&Workspace) -> Outcome);
 
 fn tests(workspace: &Workspace, counts: &Counts) -> Outcome {
-    // several masters elect their leader on a real etcd
-    setup::debian_program("etcd", "etcd-server")?;
-    // the end-to-end tests run this very binary; with the workspace's features, so that nothing is built twice
-    process::run(cargo(workspace).args(["build", "--workspace", "--bins"]))?;
+    setup::debian_program(ETCD.0, ETCD.1)?;
+    // builds the programs too, which these tests and others start
     let mut command = cargo(workspace);
     let nextest = process::succeeds(cargo(workspace).args(["nextest", "--version"]));
     if nextest {

@@ -39,16 +39,20 @@ pub struct Options {
     /// Start of the random sequence of writing times and batches
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Whether the programs are there, built with the tests
+    #[arg(skip)]
+    is_built: bool,
 }
 
 impl Options {
-    /// A few power cuts on ext4.
+    /// A few power cuts on ext4, with programs that the tests have been built with.
     pub fn short(rounds: u32) -> Self {
         Self {
             rounds,
             stop: Stop::Power,
             file_system: power::FileSystem::Ext4,
             seed: 1,
+            is_built: true,
         }
     }
 }
@@ -65,7 +69,11 @@ enum Stop {
 
 /// Runs the rounds. Skips power cuts, saying so, where they aren't possible.
 pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
-    let rig = Rig::build(workspace)?;
+    let rig = if options.is_built {
+        Rig::built(workspace)
+    } else {
+        Rig::build(workspace)?
+    };
     let mut random = Random(options.seed);
     if options.stop != Stop::Kill {
         match power::Disk::unavailable(options.file_system) {

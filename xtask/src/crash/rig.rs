@@ -39,18 +39,22 @@ pub struct Rig {
 impl Rig {
     /// Builds them.
     pub fn build(workspace: &Workspace) -> Result<Self, Failure> {
-        // as the tests are built, so that nothing is compiled again
         let mut command = Command::new(process::cargo());
         command
             .current_dir(&workspace.root)
             .args(["build", "--workspace", "--bins"]);
         process::run(&mut command)?;
+        Ok(Self::built(workspace))
+    }
+
+    /// Those that have been built already, with the tests.
+    pub fn built(workspace: &Workspace) -> Self {
         let folder = workspace.target.join("debug");
-        Ok(Self {
+        Self {
             daemon: folder.join("kvstored"),
             writer: folder.join("crash-writer"),
             verifier: folder.join("crash-verifier"),
-        })
+        }
     }
 
     /// Prepares `storage` for rounds; socket, log and record go to `safe`, which no stop touches.

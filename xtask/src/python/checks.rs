@@ -30,6 +30,12 @@ const WITH_ENGINES: (u32, Duration) = (300, Duration::from_mins(35));
 /// A developer's own run is ended by hand.
 const DEVELOPER: (u32, Duration) = (600, Duration::from_hours(24));
 
+/// So that whoever wants the tests to be quicker sees where the time goes.
+const SHOW_SLOWEST: &str = "--durations=10";
+
+/// Makes the certificates of the tests over TLS, which are left out without it: the program, and Debian's package.
+pub const OPENSSL: (&str, &str) = ("openssl", "openssl");
+
 /// Formatting and lints of everything written in Python.
 pub fn lint(workspace: &Workspace) -> Outcome {
     let tools = environment::ready(workspace, Kind::Tools)?;
@@ -56,8 +62,7 @@ pub fn lint(workspace: &Workspace) -> Outcome {
 
 /// Tests of the package: without torch, then with it.
 pub fn run_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
-    // makes the certificates of the tests over TLS, which are left out without it
-    setup::debian_program("openssl", "openssl")?;
+    setup::debian_program(OPENSSL.0, OPENSSL.1)?;
     let wheel = wheel::build(workspace, Profile::Development)?;
     let mut outcome = Ok(());
     for (kind, folders, limits) in [
@@ -121,7 +126,15 @@ fn pytest(
     // not the folder that we're in: the package there has no native module
     command
         .current_dir(&package)
-        .args(["-P", "-m", "pytest", "-p", "no:cacheprovider", "--timeout"])
+        .args([
+            "-P",
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            SHOW_SLOWEST,
+            "--timeout",
+        ])
         .arg(test_seconds.to_string())
         .args(arguments);
     command

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use crate::process::{Failure, Outcome};
 use crate::workspace::Workspace;
 
-pub use checks::{lint, run_tests, run_vllm_tests, run_vllm_tests_with};
+pub use checks::{OPENSSL, lint, run_tests, run_vllm_tests, run_vllm_tests_with};
 pub use demo::{Options as DemoOptions, run as run_demo};
 
 use environment::Kind;
@@ -31,6 +31,14 @@ fn for_figures(workspace: &Workspace, kind: Kind) -> Result<PathBuf, Failure> {
     let environment = environment::ready(workspace, kind)?;
     environment.install(workspace, &wheel)?;
     Ok(environment.python())
+}
+
+/// Sets up both environments, without the package.
+pub fn prepare(workspace: &Workspace) -> Outcome {
+    for kind in [Kind::Tools, Kind::Vllm] {
+        environment::ready(workspace, kind)?;
+    }
+    Ok(())
 }
 
 /// Sets up both environments with the package in them, and says where they are.

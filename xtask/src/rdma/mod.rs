@@ -78,12 +78,18 @@ pub struct Options {
     /// Seconds before the machine is switched off as hung
     #[arg(long, default_value_t = 600)]
     limit: u64,
+    /// Whether all tests have been built, so that building as they are builds nothing
+    #[arg(skip)]
+    is_built: bool,
 }
 
 impl Options {
     /// With which it's a step of all tests.
     pub fn short() -> Self {
-        Self { limit: 600 }
+        Self {
+            limit: 600,
+            is_built: true,
+        }
     }
 }
 
@@ -109,16 +115,11 @@ pub fn run(workspace: &Workspace, options: &Options, inspect: impl Fn(&str) + Sy
     if let Some(reason) = unavailable() {
         return Err(reason.into());
     }
-    for package in missing_packages() {
-        setup::debian_package(package)?;
-    }
+    let (folder, kernel) = install(workspace)?;
     let programs = GUESTS
         .iter()
-        .map(|guest| build(workspace, guest))
+        .map(|guest| build(workspace, guest, options.is_built))
         .collect::<Result<Vec<_>, _>>()?;
-    let folder = workspace.target.join("rdma");
-    std::fs::create_dir_all(&folder)?;
-    let kernel = Kernel::fetch(&folder)?;
     let image = folder.join("initrd.cpio");
     image::write(
         &image,
@@ -130,6 +131,24 @@ pub fn run(workspace: &Workspace, options: &Options, inspect: impl Fn(&str) + Sy
     boot(&kernel, &image, options, inspect)
 }
 
+/// Fetches what the machine is made of, where it can be run.
+pub fn prepare(workspace: &Workspace) -> Outcome {
+    if unavailable().is_some() {
+        return Ok(());
+    }
+    install(workspace).map(drop)
+}
+
+fn install(workspace: &Workspace) -> Result<(PathBuf, Kernel), Failure> {
+    for package in missing_packages() {
+        setup::debian_package(package)?;
+    }
+    let folder = workspace.target.join("rdma");
+    std::fs::create_dir_all(&folder)?;
+    let kernel = Kernel::fetch(&folder)?;
+    Ok((folder, kernel))
+}
+
 /// The same as a step of all tests: where it can't be run, that is said and nothing fails.
 pub fn run_if_possible(workspace: &Workspace, inspect: impl Fn(&str) + Sync) -> Outcome {
     if let Some(reason) = unavailable() {
@@ -139,29 +158,31 @@ pub fn run_if_possible(workspace: &Workspace, inspect: impl Fn(&str) + Sync) -> 
     run(workspace, &Options::short(), inspect)
 }
 
-fn build(workspace: &Workspace, guest: &Guest) -> Result<Program, Failure> {
+fn build(workspace: &Workspace, guest: &Guest, with_all: bool) -> Result<Program, Failure> {
     let mut command = Command::new(process::cargo());
     command.current_dir(&workspace.root);
     let package = guest.package;
     let file = match guest.kind {
         GuestKind::Example(name) => {
-            command.args(["build", "--package", package, "--example", name]);
+            command.args(["build", "--example", name]);
+            if with_all {
+                command.arg("--workspace");
+            } else {
+                command.args(["--package", package]);
+            }
             process::run(&mut command)?;
             workspace.target.join("debug/examples").join(name)
         }
         GuestKind::Tests => {
             // whose name only cargo knows
-            command.args([
-                "test",
-                "--package",
-                package,
-                "--lib",
-                "--no-run",
-                "--message-format",
-                "json",
-            ]);
+            command.args(["test", "--no-run", "--message-format", "json"]);
+            if with_all {
+                command.arg("--workspace");
+            } else {
+                command.args(["--package", package, "--lib"]);
+            }
             let messages = process::output(&mut command)?;
-            test_program(&messages).ok_or_else(|| format!("cargo built no tests of {package}"))?
+            test_program(&messages, package).ok_or_else(|| format!("cargo built no tests of {package}"))?
         }
     };
     Ok(Program {
@@ -171,12 +192,15 @@ fn build(workspace: &Workspace, guest: &Guest) -> Result<Program, Failure> {
     })
 }
 
-/// The test program among the messages of a build.
-fn test_program(messages: &str) -> Option<PathBuf> {
+/// The test program of a package's library among the messages of a build.
+fn test_program(messages: &str, package: &str) -> Option<PathBuf> {
+    let library = package.replace('-', "_");
     let parsed = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut programs = parsed.filter(|message| message["profile"]["test"] == true);
+    let mut programs = parsed.filter(|message| {
+        message["profile"]["test"] == true && message["target"]["name"] == library.as_str()
+    });
     programs.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
@@ -235,15 +259,16 @@ mod tests {
     #[test]
     fn the_test_program_is_found_among_the_messages() {
         let messages = r#"
-            {"reason":"compiler-artifact","profile":{"test":false},"executable":"/target/debug/other"}
+            {"reason":"compiler-artifact","target":{"name":"a_b"},"profile":{"test":false},"executable":"/target/debug/other"}
             not json
-            {"reason":"compiler-artifact","profile":{"test":true},"executable":"/target/debug/deps/tests-1"}
+            {"reason":"compiler-artifact","target":{"name":"c"},"profile":{"test":true},"executable":"/target/debug/deps/c-1"}
+            {"reason":"compiler-artifact","target":{"name":"a_b"},"profile":{"test":true},"executable":"/target/debug/deps/a_b-1"}
             {"reason":"build-finished","success":true}
         "#;
         assert_eq!(
-            test_program(messages),
-            Some(PathBuf::from("/target/debug/deps/tests-1"))
+            test_program(messages, "a-b"),
+            Some(PathBuf::from("/target/debug/deps/a_b-1"))
         );
-        assert_eq!(test_program("{}"), None);
+        assert_eq!(test_program("{}", "a-b"), None);
     }
 }
