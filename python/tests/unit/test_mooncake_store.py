@@ -17,36 +17,77 @@ LENT = 64 * MIB
 LEASE_MS = 500
 
 
-@pytest.fixture
-def master() -> Iterator[Master]:
+def start_master() -> Master:
     program = binary()
     if program is None:
         pytest.skip("there is no kvstored binary: none is built, and KVSTORED_BINARY names none")
-    with Master(program, f"--default_kv_lease_ttl={LEASE_MS}", "--client_ttl=2") as started:
-        yield started
+    return Master(program, f"--default_kv_lease_ttl={LEASE_MS}", "--client_ttl=2")
 
 
-@pytest.fixture
-def node(master: Master) -> Iterator[PeerProcess]:
+def start_node(master: Master) -> PeerProcess:
     """A node that lends memory."""
     other = PeerProcess("kvstored.mooncake.store", "MooncakeDistributedStore")
     assert other.call("setup", "127.0.0.1", "P2PHANDSHAKE", LENT, 16 * MIB, "tcp", "", master.address) == 0
+    return other
+
+
+def join(master: Master, protocol: str) -> MooncakeDistributedStore:
+    """A member that lends nothing: what it puts lies in the nodes' memory."""
+    made = MooncakeDistributedStore()
+    assert made.setup("127.0.0.1", "P2PHANDSHAKE", 0, 16 * MIB, protocol, "", master.address) == 0
+    # a new master waits for nodes that may hold something, and can't tell until then
+    wait_for(lambda: made.get_size("anything") == -704, "the master's readiness")
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared_master() -> Iterator[Master]:
+    """For tests that leave it as it is: each new one takes seconds to be ready."""
+    with start_master() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared_node(shared_master: Master) -> Iterator[PeerProcess]:
+    other = start_node(shared_master)
     yield other
     other.close()
 
 
 @pytest.fixture(params=["tcp", "shm"])
-def store(request: pytest.FixtureRequest, master: Master, node: PeerProcess) -> Iterator[MooncakeDistributedStore]:
-    """A member that lends nothing: what it puts lies in the node's memory."""
-    made = MooncakeDistributedStore()
-    assert made.setup("127.0.0.1", "P2PHANDSHAKE", 0, 16 * MIB, request.param, "", master.address) == 0
-    # a new master waits for nodes that may hold something, and can't tell until then
-    wait_for(lambda: made.get_size("anything") == -704, "the master's readiness")
+def store(
+    request: pytest.FixtureRequest, shared_master: Master, shared_node: PeerProcess
+) -> Iterator[MooncakeDistributedStore]:
+    """A member of an empty pool."""
+    made = join(shared_master, request.param)
+    yield made
+    assert made.remove_all(True) >= 0
+    assert made.close() == 0
+
+
+@pytest.fixture
+def master() -> Iterator[Master]:
+    """One that the test may kill."""
+    with start_master() as started:
+        yield started
+
+
+@pytest.fixture
+def node(master: Master) -> Iterator[PeerProcess]:
+    other = start_node(master)
+    yield other
+    other.close()
+
+
+@pytest.fixture(params=["tcp", "shm"])
+def own_store(request: pytest.FixtureRequest, master: Master, node: PeerProcess) -> Iterator[MooncakeDistributedStore]:
+    """A member of a pool whose master the test may kill."""
+    made = join(master, request.param)
     yield made
     assert made.close() == 0
 
 
-def test_objects_come_back_as_they_were(store: MooncakeDistributedStore, node: PeerProcess) -> None:
+def test_objects_come_back_as_they_were(store: MooncakeDistributedStore, shared_node: PeerProcess) -> None:
     assert store.get("missing") == b""
     assert store.get_size("missing") == codes.OBJECT_NOT_FOUND == -704
     assert store.is_exist("missing") == 0
@@ -55,7 +96,7 @@ def test_objects_come_back_as_they_were(store: MooncakeDistributedStore, node: P
     assert store.get("key") == b"value"
     assert store.get_size("key") == 5
     # whoever asks
-    assert node.call("get", "key") == "value"
+    assert shared_node.call("get", "key") == "value"
     # one that is there stays
     assert store.put("key", b"another value") == 0
     assert store.get("key") == b"value"
@@ -177,29 +218,29 @@ def test_two_replicas_outlive_one_node(master: Master, node: PeerProcess) -> Non
         store.close()
 
 
-def test_a_master_that_restarts_loses_nothing(store: MooncakeDistributedStore, master: Master) -> None:
-    assert store.put("key", b"value") == 0
+def test_a_master_that_restarts_loses_nothing(own_store: MooncakeDistributedStore, master: Master) -> None:
+    assert own_store.put("key", b"value") == 0
     master.kill()
     master.start()
-    wait_for(lambda: store.is_exist("key") == 1, "the object's return")
-    assert store.get("key") == b"value"
-    wait_for(lambda: store.put("after", b"value") == 0, "a put")
+    wait_for(lambda: own_store.is_exist("key") == 1, "the object's return")
+    assert own_store.get("key") == b"value"
+    wait_for(lambda: own_store.put("after", b"value") == 0, "a put")
 
 
-def test_health(store: MooncakeDistributedStore, master: Master) -> None:
-    assert store.health_check() == 0
-    assert store.get_hostname().startswith("127.0.0.1:")
+def test_health(own_store: MooncakeDistributedStore, master: Master) -> None:
+    assert own_store.health_check() == 0
+    assert own_store.get_hostname().startswith("127.0.0.1:")
     master.kill()
-    wait_for(lambda: store.health_check() == 2, "word of the master's end")
+    wait_for(lambda: own_store.health_check() == 2, "word of the master's end")
     started = time.monotonic()
-    assert store.is_exist("key") == codes.RPC_FAILED == -900
-    assert store.put("key", b"value") == codes.RPC_FAILED
+    assert own_store.is_exist("key") == codes.RPC_FAILED == -900
+    assert own_store.put("key", b"value") == codes.RPC_FAILED
     # nobody waits long for a master that is gone
     assert time.monotonic() - started < 30
-    assert store.close() == 0
-    assert store.close() == 0
-    assert store.health_check() == 1
-    assert store.get_hostname() == ""
+    assert own_store.close() == 0
+    assert own_store.close() == 0
+    assert own_store.health_check() == 1
+    assert own_store.get_hostname() == ""
 
 
 def test_a_store_that_is_not_set_up(master: Master) -> None:
