@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lab import Daemon, EngineNursery, InProcessEngine, VllmServer, daemon_binary, descendants, free_port, make_model
 from lab.processes import is_alive
 
+_ORPHANS_SECONDS = 5.0
 _REAL_VLLM_TESTS = Path(__file__).parent / "vllm"
 ModelMaker = Callable[..., Path]
 
@@ -137,7 +139,14 @@ def nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaves a process. Those of fixtures with a longer life were there before."""
     before = set(descendants(os.getpid()))
     yield
-    left = [process for process in descendants(os.getpid()) if process not in before and not _is_helper(process)]
+
+    def still_there() -> list[int]:
+        return [process for process in descendants(os.getpid()) if process not in before and not _is_helper(process)]
+
+    # an engine's orphans, which end by themselves when they notice, are below this process too
+    deadline = time.monotonic() + _ORPHANS_SECONDS
+    while (left := still_there()) and time.monotonic() < deadline:
+        time.sleep(0.05)
     for process in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
