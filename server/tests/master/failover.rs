@@ -237,7 +237,8 @@ fn a_leader_and_a_member_of_etcd_are_killed() {
         put(&all, &[&node], &key("new"), 100, &PutOptions::default()).is_ok()
     });
 
-    // one of three is no majority: whoever leads gives up, and nobody takes over
+    // one of three is no majority: whoever leads gives up, and nobody takes over; a node would look for a leader until then
+    drop(node);
     drop(members.remove(0));
     until("nobody to lead", || masters[second].said("leads no more"));
 }
