@@ -310,11 +310,13 @@ mod tests {
 
     #[test]
     fn one_connection_gives_others_their_turn() {
-        let (_table, _, memory) = span(&vec![1; 1 << 20]);
+        let (table, id, _) = span(&vec![1; 1 << 20]);
+        let region = table.region(id).unwrap();
         let header = read_header(1 << 20).answered(None, 0);
         let mut sending = Sending::default();
         for _ in 0..16 {
-            let frame = Outgoing::with_payload(header, Vec::new(), memory.clone());
+            let memory = Span::local(&region, 0, 1 << 20).unwrap();
+            let frame = Outgoing::with_payload(header, Vec::new(), memory);
             sending.queue.push_back(frame);
         }
         let (one, mut other) = UnixStream::pair().unwrap();
