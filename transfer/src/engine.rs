@@ -189,13 +189,6 @@ impl TransferEngine {
         host.foretell(&self.shared, grant.peer(), grant)
     }
 
-    /// What a grant of this engine's is worth to its peer over shared memory: bytes to send along with the grant, for
-    /// [`Peer::foretold`]. `None` where they share none.
-    pub fn foretell(&self, grant: &Grant) -> Option<Vec<u8>> {
-        let host = self.shared.shm.as_ref()?;
-        host.foretell(&self.shared, grant.peer(), grant)
-    }
-
     /// Takes a grant of this engine's back: no operation begins with it any more.
     pub fn revoke(&self, grant: &Grant) {
         self.shared.authority.revoke(grant);

@@ -50,6 +50,9 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
+/// The checksum and the length of each operation's bytes.
+type Sums = Mutex<Vec<Option<(u64, u64)>>>;
+
 #[derive(Default)]
 struct Outcome {
     error: Option<Error>,
@@ -74,8 +77,8 @@ pub(crate) struct TransferState {
     abandoned: AtomicBool,
     /// What it consists of, where a helper and the waiting thread share it.
     job: OnceLock<Arc<Job>>,
-    /// The checksum and the length of each operation's bytes, where they are asked for and the transport tells.
-    sums: Option<Mutex<Vec<Option<(u64, u64)>>>>,
+    /// Where they are asked for; filled where the transport tells.
+    sums: Option<Sums>,
     outcome: Mutex<Outcome>,
     changed: Condvar,
 }
@@ -91,7 +94,7 @@ impl TransferState {
         Self::with(operations, deadline, Some(Mutex::new(vec![None; operations])))
     }
 
-    fn with(operations: usize, deadline: Instant, sums: Option<Mutex<Vec<Option<(u64, u64)>>>>) -> Arc<Self> {
+    fn with(operations: usize, deadline: Instant, sums: Option<Sums>) -> Arc<Self> {
         Arc::new(Self {
             deadline,
             left: AtomicUsize::new(operations),
