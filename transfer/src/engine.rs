@@ -182,6 +182,13 @@ impl TransferEngine {
         self.shared.authority.issue(request)
     }
 
+    /// What a grant of this engine's is worth to its peer over shared memory: bytes to send along with the grant, for
+    /// [`Peer::foretold`]. `None` where they share none.
+    pub fn foretell(&self, grant: &Grant) -> Option<Vec<u8>> {
+        let host = self.shared.shm.as_ref()?;
+        host.foretell(&self.shared, grant.peer(), grant)
+    }
+
     /// Takes a grant of this engine's back: no operation begins with it any more.
     pub fn revoke(&self, grant: &Grant) {
         self.shared.authority.revoke(grant);
@@ -252,6 +259,29 @@ impl TransferEngine {
         entries: Vec<TransferEntry>,
         deadline: Instant,
     ) -> Result<Transfer> {
+        self.begin(peer, kind, &entries, deadline, TransferState::new)
+    }
+
+    /// The same for a caller who wants to know the bytes' checksum, which some transports compute on the way: see
+    /// [`Transfer::checksum`].
+    pub fn submit_summed(
+        &self,
+        peer: &Peer,
+        kind: TransferKind,
+        entries: Vec<TransferEntry>,
+        deadline: Instant,
+    ) -> Result<Transfer> {
+        self.begin(peer, kind, &entries, deadline, TransferState::summed)
+    }
+
+    fn begin(
+        &self,
+        peer: &Peer,
+        kind: TransferKind,
+        entries: &[TransferEntry],
+        deadline: Instant,
+        state: fn(usize, Instant) -> Arc<TransferState>,
+    ) -> Result<Transfer> {
         self.running()?;
         if entries.len() > MOST_ENTRIES {
             return Err(Error::new(
@@ -264,7 +294,7 @@ impl TransferEngine {
             .map(|entry| self.check(peer, entry))
             .collect::<Result<Vec<_>>>()?;
         let operations = checked.iter().map(Entry::operations).sum();
-        let state = TransferState::new(operations, deadline);
+        let state = state(operations, deadline);
         let link = peer.state.data.clone();
         if operations > 0 {
             link.submit(&state, kind, &checked)?;

@@ -47,6 +47,14 @@ pub(crate) trait Link: Send + Sync {
     /// Which transport it is.
     fn transport(&self) -> TransportKind;
 
+    /// Whether it computes checksums of the bytes that it moves when a transfer asks for them.
+    fn sums(&self) -> bool {
+        false
+    }
+
+    /// The peer said what a grant is worth to this transport.
+    fn foretold(&self, _grant: &Grant, _worth: &[u8]) {}
+
     /// Whether it still works.
     fn is_alive(&self) -> bool;
 

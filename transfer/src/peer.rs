@@ -81,6 +81,12 @@ impl Peer {
         Ok((range.address, range.length))
     }
 
+    /// Takes what the peer's engine foretold of a grant ([`TransferEngine::foretell`](crate::TransferEngine::foretell)),
+    /// which spares a question when the grant is used. Bytes that make no sense are ignored.
+    pub fn foretold(&self, grant: &Grant, worth: &[u8]) {
+        self.state.data.foretold(grant, worth);
+    }
+
     /// Asks the peer's own code a question of at most 64 KiB, and returns its answer. A question whose answer didn't come
     /// may have been answered all the same.
     ///

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use kvstored_core::checksum::Checksum;
 use kvstored_core::runtime::Clock;
 use kvstored_core::{Error, ErrorKind, Result};
 use parking_lot::{Condvar, Mutex};
@@ -49,6 +50,9 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
+/// The checksum and the length of each operation's bytes.
+type Sums = Mutex<Vec<Option<(u64, u64)>>>;
+
 #[derive(Default)]
 struct Outcome {
     error: Option<Error>,
@@ -73,6 +77,8 @@ pub(crate) struct TransferState {
     abandoned: AtomicBool,
     /// What it consists of, where a helper and the waiting thread share it.
     job: OnceLock<Arc<Job>>,
+    /// Where they are asked for; filled where the transport tells.
+    sums: Option<Sums>,
     outcome: Mutex<Outcome>,
     changed: Condvar,
 }
@@ -80,12 +86,22 @@ pub(crate) struct TransferState {
 impl TransferState {
     /// A transfer of that many operations.
     pub fn new(operations: usize, deadline: Instant) -> Arc<Self> {
+        Self::with(operations, deadline, None)
+    }
+
+    /// The same, whose checksum is asked for.
+    pub fn summed(operations: usize, deadline: Instant) -> Arc<Self> {
+        Self::with(operations, deadline, Some(Mutex::new(vec![None; operations])))
+    }
+
+    fn with(operations: usize, deadline: Instant, sums: Option<Sums>) -> Arc<Self> {
         Arc::new(Self {
             deadline,
             left: AtomicUsize::new(operations),
             done: AtomicBool::new(operations == 0),
             abandoned: AtomicBool::new(false),
             job: OnceLock::new(),
+            sums,
             outcome: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -129,6 +145,33 @@ impl TransferState {
             drop(self.outcome.lock());
             self.changed.notify_all();
         }
+    }
+
+    /// Whether its checksum is asked for.
+    pub fn is_summed(&self) -> bool {
+        self.sums.is_some()
+    }
+
+    /// Keeps the checksum of an operation's bytes, before the operation is finished.
+    pub fn keep_sum(&self, operation: usize, value: u64, length: u64) {
+        let Some(sums) = &self.sums else { return };
+        if let Some(slot) = sums.lock().get_mut(operation) {
+            *slot = Some((value, length));
+        }
+    }
+
+    /// The checksum of all bytes in the order of its entries, once it's over and if every operation told its own.
+    fn checksum(&self) -> Option<u64> {
+        if !self.is_done() {
+            return None;
+        }
+        let sums = self.sums.as_ref()?.lock();
+        let mut all = Checksum::new();
+        for sum in sums.iter() {
+            let (value, length) = (*sum)?;
+            all.append(value, length);
+        }
+        Some(all.value())
     }
 
     /// Keeps the body of an answer, before its operation is finished.
@@ -221,6 +264,18 @@ impl Transfer {
         self.state
             .result()
             .unwrap_or_else(|| Err(Error::new(ErrorKind::TimedOut, "the transfer is still under way")))
+    }
+
+    /// The CRC-64/NVME of the bytes that were moved, in the order of the entries: after
+    /// [`TransferEngine::submit_summed`](crate::TransferEngine::submit_summed), when the transfer is over and its
+    /// transport had the bytes in hand anyway. `None` leaves it to the caller.
+    pub fn checksum(&self) -> Option<u64> {
+        self.state.checksum()
+    }
+
+    /// Whether [`Transfer::checksum`] is to be expected.
+    pub fn tells_checksum(&self) -> bool {
+        self.state.is_summed() && self.link.sums()
     }
 
     /// Ends it. When this returns, no local memory is touched any more, and [`Transfer::poll`] answers `Cancelled`, or what

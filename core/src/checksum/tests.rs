@@ -169,3 +169,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bytes_elsewhere_are_appended() {
+    let bytes = noise(70_000, 5);
+    for cut in [0, 1, 7, 8, 4096, 65_536, 69_999, 70_000] {
+        let mut all = Checksum::new();
+        all.update(&bytes[..cut]);
+        all.append(checksum(&bytes[cut..]), (bytes.len() - cut) as u64);
+        assert_eq!(all.value(), checksum(&bytes), "cut at {cut}");
+        all.update(&bytes[..100]);
+        let whole = [&bytes[..], &bytes[..100]].concat();
+        assert_eq!(all.value(), checksum(&whole), "cut at {cut}, and goes on");
+    }
+}

@@ -117,6 +117,19 @@ impl Admissions {
         Ok(())
     }
 
+    /// Takes what a peer said of a grant without being asked, if it's about memory that is known here: a new one comes only
+    /// with its descriptor, over the socket.
+    pub fn believe(&self, grant: &Grant, told: &[u8]) {
+        let Ok(told) = Worths::decode(told) else { return };
+        let [Ok(worth)] = told.worths[..] else { return };
+        let key = (worth.region, worth.rights.may_write());
+        let known = self.regions.lock().get(&key).and_then(Weak::upgrade);
+        // nothing is lost where it can't be used: the peer is asked then
+        if known.is_some() {
+            let _ = self.learn(grant, &worth, None);
+        }
+    }
+
     /// Asks what one grant is worth. Fails with what the peer refuses it for.
     pub fn ask_one(
         &self,

@@ -40,6 +40,8 @@ pub(crate) struct ShmHost {
     control: ControlPage,
     listener: Listener,
     tickets: Mutex<HashMap<[u8; TICKET_BYTES], Ticket>>,
+    /// Peers that have shown one, and how often.
+    attached: Mutex<HashMap<EngineId, usize>>,
     /// What peers find when they try whether they can read this process's memory.
     probe: Box<[u8; 16]>,
     wake: OwnedFd,
@@ -58,6 +60,7 @@ impl ShmHost {
             control: ControlPage::new(SLOTS, runtime.clock.clone())?,
             listener: Listener::bind(address, runtime.clock.clone())?,
             tickets: Mutex::default(),
+            attached: Mutex::default(),
             probe,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| Error::from_io(errno.into(), "eventfd failed"))?,
@@ -145,15 +148,35 @@ impl ShmHost {
         }
     }
 
-    fn worth(&self, shared: &Shared, peer: &Attached, grant: &Grant) -> Result<(Worth, Option<OwnedFd>)> {
-        let (found, _) = shared.authority.appraise(grant, peer.name, &peer.key)?;
+    /// What a grant is worth to its peer, before the peer asks. `None` where it shares no memory, or nothing can be said.
+    pub fn foretell(&self, shared: &Shared, peer: EngineId, grant: &Grant) -> Option<Vec<u8>> {
+        if !self.attached.lock().contains_key(&peer) {
+            return None;
+        }
+        let (worth, _) = self
+            .worth(shared, peer, &shared.authority.key(peer), grant)
+            .ok()?;
+        let told = Worths {
+            number: 0,
+            worths: vec![Ok(worth)],
+        };
+        Some(told.encode())
+    }
+
+    fn worth(
+        &self,
+        shared: &Shared,
+        peer: EngineId,
+        key: &GrantKey,
+        grant: &Grant,
+    ) -> Result<(Worth, Arc<RegionState>)> {
+        let (found, _) = shared.authority.appraise(grant, peer, key)?;
         let (slot, epoch) = self.open_slot(&found.publication)?;
         // again, now that the epoch is read: if the grant is revoked from here on, that epoch is old already
-        let (permitted, lasts) = shared.authority.appraise(grant, peer.name, &peer.key)?;
-        let region = &permitted.publication.region;
-        let descriptor = region_file(region, grant)?;
+        let (permitted, lasts) = shared.authority.appraise(grant, peer, key)?;
+        let region = permitted.publication.region.clone();
         let worth = Worth {
-            own: descriptor.is_some(),
+            own: region.descriptor().is_some(),
             rights: grant.rights(),
             region: region.id().value(),
             region_bytes: region.length() as u64,
@@ -163,7 +186,21 @@ impl ShmHost {
             lasts,
             address: region.base() as u64,
         };
-        Ok((worth, descriptor))
+        Ok((worth, region))
+    }
+
+    fn count_in(&self, peer: EngineId) {
+        *self.attached.lock().entry(peer).or_default() += 1;
+    }
+
+    fn count_out(&self, peer: EngineId) {
+        let mut attached = self.attached.lock();
+        if let Some(times) = attached.get_mut(&peer) {
+            *times -= 1;
+            if *times == 0 {
+                attached.remove(&peer);
+            }
+        }
     }
 }
 
@@ -308,6 +345,7 @@ fn serve(host: &ShmHost, shared: &Shared, guest: &mut Guest) -> bool {
         Err(error) => {
             tracing::debug!(%error, "a process that shares memory has gone");
             if let Some(peer) = &guest.attached {
+                host.count_out(peer.name);
                 // it may live on without this connection; its counts go when it does
                 let _ = host.control.reset(peer.id);
             }
@@ -340,6 +378,7 @@ fn introduce(host: &ShmHost, shared: &Shared, guest: &mut Guest, bytes: &[u8]) -
     match attached {
         Ok(attached) => {
             let descriptors: [BorrowedFd<'_>; 2] = [host.control.descriptor(), attached.counts.as_fd()];
+            host.count_in(ticket.peer);
             guest.attached = Some(Attached {
                 name: ticket.peer,
                 key: shared.authority.key(ticket.peer),
@@ -363,13 +402,12 @@ fn answer(host: &ShmHost, shared: &Shared, channel: &Channel, peer: &Attached, b
     let mut worths = Vec::with_capacity(question.grants.len());
     let mut files = Vec::new();
     for grant in &question.grants {
-        worths.push(match host.worth(shared, peer, grant) {
-            Ok((worth, file)) => {
-                files.extend(file);
-                Ok(worth)
-            }
-            Err(error) => Err(error.kind()),
+        let found = host.worth(shared, peer.name, &peer.key, grant);
+        let found = found.and_then(|(worth, region)| {
+            files.extend(region_file(&region, grant)?);
+            Ok(worth)
         });
+        worths.push(found.map_err(|error| error.kind()));
     }
     let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     let number = question.number;

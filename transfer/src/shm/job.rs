@@ -40,17 +40,18 @@ impl Job {
         self.handed_on.load(Ordering::Acquire)
     }
 
-    fn claim(&self) -> Option<&Entry> {
+    fn claim(&self) -> Option<(usize, &Entry)> {
         // nobody counts past the end more often than there are threads
-        self.pieces.get(self.next.fetch_add(1, Ordering::AcqRel))
+        let index = self.next.fetch_add(1, Ordering::AcqRel);
+        Some((index, self.pieces.get(index)?))
     }
 
     /// Moves the next piece. False if there's none.
     pub fn step(&self, transfer: &Arc<TransferState>) -> bool {
-        let Some(piece) = self.claim() else {
+        let Some((index, piece)) = self.claim() else {
             return false;
         };
-        if self.link.run(transfer, self.kind, self.stores, piece) {
+        if self.link.run(transfer, self.kind, self.stores, index, piece) {
             self.handed_on.store(true, Ordering::Release);
         }
         true

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use kvstored_core::checksum::Checksum;
 use kvstored_core::{Error, ErrorKind, Result};
 
 use kvstored_shm::copy::Stores;
@@ -11,6 +12,7 @@ use kvstored_shm::copy::Stores;
 use super::admissions::{Admission, Admissions};
 use super::job::{Copier, Job};
 use crate::counters::{Side, Tally};
+use crate::grant::Grant;
 use crate::link::{Entry, Link};
 use crate::memory::Span;
 use crate::settings::TransportKind;
@@ -85,15 +87,20 @@ impl ShmLink {
         self.outstanding.fetch_sub(pieces, Ordering::AcqRel);
     }
 
-    /// Moves one piece of a transfer and finishes it, or hands it on to another transport. Whether it was handed on.
+    /// Moves one piece of a transfer, its `index`th, and finishes it, or hands it on to another transport. Whether it was handed on.
     pub fn run(
         &self,
         transfer: &Arc<TransferState>,
         kind: TransferKind,
         stores: Stores,
+        index: usize,
         piece: &Entry,
     ) -> bool {
-        let outcome = self.moved(transfer, kind, stores, piece);
+        let outcome = self.moved(transfer, kind, stores, piece).map(|sum| {
+            if let Some(sum) = sum {
+                transfer.keep_sum(index, sum.value(), piece.length);
+            }
+        });
         self.let_go(1);
         match (&outcome, &self.other) {
             (Err(error), Some(other)) if is_unable(error) => {
@@ -116,7 +123,7 @@ impl ShmLink {
         kind: TransferKind,
         stores: Stores,
         piece: &Entry,
-    ) -> Result<()> {
+    ) -> Result<Option<Checksum>> {
         if !self.is_alive() {
             return Err(self.gone());
         }
@@ -131,10 +138,13 @@ impl ShmLink {
                 let span = Span::local(&piece.region, piece.local_offset, piece.length as usize)
                     .ok_or_else(|| Error::new(ErrorKind::Fenced, "local memory was unregistered"))?;
                 let goes_on = || !inside.is_fenced() && !span.is_closed();
-                let outcome = admission.region.run(kind, &span, offset, stores, goes_on);
+                let mut sum = transfer.is_summed().then(Checksum::new);
+                let outcome = admission
+                    .region
+                    .run(kind, &span, offset, stores, sum.as_mut(), goes_on);
                 match outcome {
                     Err(error) if error.kind() == ErrorKind::Fenced && !span.is_closed() => {}
-                    other => return other,
+                    other => return other.map(|passed| sum.filter(|_| passed)),
                 }
             }
             // taken back, or another grant on it was revoked: only the peer can tell
@@ -200,6 +210,14 @@ impl Link for ShmLink {
         TransportKind::Shm
     }
 
+    fn sums(&self) -> bool {
+        true
+    }
+
+    fn foretold(&self, grant: &Grant, worth: &[u8]) {
+        self.admissions.believe(grant, worth);
+    }
+
     fn is_alive(&self) -> bool {
         !self.closed.load(Ordering::Acquire) && self.control.is_alive()
     }
@@ -226,8 +244,8 @@ impl Link for ShmLink {
         let stores = Stores::suiting(bytes);
         let pieces = entries.iter().flat_map(Entry::pieces);
         let Some(me) = self.me.upgrade().filter(|_| bytes > AT_ONCE_BYTES) else {
-            for piece in pieces {
-                self.run(transfer, kind, stores, &piece);
+            for (index, piece) in pieces.enumerate() {
+                self.run(transfer, kind, stores, index, &piece);
             }
             return Ok(());
         };

@@ -4,6 +4,7 @@
 //! a mapping keeps shared memory valid, and a peer's private memory is the kernel's to check.
 #![allow(unsafe_code)]
 
+use kvstored_core::checksum::Checksum;
 use kvstored_core::{Error, ErrorKind, Result};
 use kvstored_shm::copy::{Stores, copy_with};
 use kvstored_shm::{ForeignMemory, PeerMemory, Sharing};
@@ -26,7 +27,7 @@ pub(super) enum PeerRegion {
 
 impl PeerRegion {
     /// Moves a span's bytes from or to `offset` of the region. `goes_on` is asked before each MiB; `stores` suits the whole
-    /// transfer.
+    /// transfer. Bytes that pass through this thread's hands are appended to `checksum`; the answer is whether they did.
     ///
     /// Fails with `InvalidInput` outside the region, with `Fenced` when it's not to go on, and as the kernel does.
     pub fn run(
@@ -35,8 +36,9 @@ impl PeerRegion {
         span: &Span,
         offset: u64,
         stores: Stores,
+        checksum: Option<&mut Checksum>,
         goes_on: impl FnMut() -> bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let local = std::ptr::with_exposed_provenance_mut::<u8>(span.address());
         let length = span.length();
         match self {
@@ -54,7 +56,7 @@ impl PeerRegion {
                 };
                 // SAFETY: the span's guard keeps the local range valid, `address` has checked the mapped one, and whoever
                 // registered memory has promised to hold no references to it.
-                unsafe { copy_with(stores, to, from, length, None, goes_on) }
+                unsafe { copy_with(stores, to, from, length, checksum, goes_on) }.map(|()| true)
             }
             Self::Private {
                 memory,
@@ -74,6 +76,7 @@ impl PeerRegion {
                     // SAFETY: as above; the peer's side has allowed the range.
                     TransferKind::Write => unsafe { memory.write(&[piece], goes_on) },
                 }
+                .map(|()| false)
             }
         }
     }

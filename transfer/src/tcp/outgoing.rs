@@ -15,6 +15,9 @@ use crate::wire::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, TRAILER_BYTES, Traile
 
 /// Bytes of one send call.
 const SEND_BYTES: usize = MAX_PAYLOAD_BYTES as usize;
+/// Bytes that are sent on one connection before others have their turn: a peer that reads as fast as this process sends
+/// would hold up everybody else's answers, whose askers would take this process for dead.
+const TURN_BYTES: usize = 4 << 20;
 /// Headers and trailers don't make a call too long.
 const SLACK_BYTES: usize = 16 << 10;
 /// Parts that one frame may take: header, body, payload, trailer.
@@ -181,9 +184,13 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
-    /// Sends until nothing is left or the socket takes no more. Whether something is left.
+    /// Sends until nothing is left, the socket takes no more, or it's others' turn. Whether something is left.
     pub fn flush(&mut self, channel: &Channel) -> Result<bool> {
+        let mut turn = 0;
         while !self.queue.is_empty() {
+            if turn >= TURN_BYTES {
+                return Ok(true);
+            }
             for frame in self.queue.iter_mut().take(FRAMES_AT_ONCE) {
                 if frame.is_closed() {
                     frame.void(ErrorKind::Fenced);
@@ -198,6 +205,7 @@ impl Sending {
             };
             match moved {
                 (Ok(Some(moved)), wanted) => {
+                    turn += moved;
                     self.advance(moved);
                     if moved < wanted && channel.short_is_empty() {
                         return Ok(true);
@@ -298,6 +306,30 @@ mod tests {
             expected.extend(Trailer { id: 7, error: None }.encode());
         }
         assert!(sent(&mut sending) == expected);
+    }
+
+    #[test]
+    fn one_connection_gives_others_their_turn() {
+        let (table, id, _) = span(&vec![1; 1 << 20]);
+        let region = table.region(id).unwrap();
+        let header = read_header(1 << 20).answered(None, 0);
+        let mut sending = Sending::default();
+        for _ in 0..16 {
+            let memory = Span::local(&region, 0, 1 << 20).unwrap();
+            let frame = Outgoing::with_payload(header, Vec::new(), memory);
+            sending.queue.push_back(frame);
+        }
+        let (one, mut other) = UnixStream::pair().unwrap();
+        // a socket that takes everything at once
+        let channel = Channel::new(one.into(), None);
+        let before = sending.queue.len();
+        std::thread::scope(|scope| {
+            scope.spawn(|| std::io::copy(&mut other, &mut std::io::sink()).unwrap());
+            assert!(sending.flush(&channel).unwrap());
+            assert!(before - sending.queue.len() <= 2 * (TURN_BYTES >> 20));
+            while sending.flush(&channel).unwrap() {}
+            drop(channel);
+        });
     }
 
     #[test]

@@ -139,7 +139,11 @@ impl Nodes {
     }
 }
 
-/// Reads a grant out of an answer. Fails with `Corrupt`.
-pub(crate) fn grant_of(answer: &Answer) -> Result<Grant> {
-    Grant::decode(&answer.grant)
+/// Reads a grant of the peer's out of an answer. Fails with `Corrupt`.
+pub(crate) fn grant_of(peer: &Peer, answer: &Answer) -> Result<Grant> {
+    let grant = Grant::decode(&answer.grant)?;
+    if !answer.worth.is_empty() {
+        peer.foretold(&grant, &answer.worth);
+    }
+    Ok(grant)
 }

@@ -43,6 +43,27 @@ impl Job<'_> {
         }
     }
 
+    /// Computes the checksum of what is put, if it isn't known.
+    fn sum(&mut self) {
+        if self.checksum.is_none() {
+            // SAFETY: the pieces are registered, and the caller keeps writers away while it puts.
+            self.checksum = Some(unsafe { checksum(self.request.pieces) });
+        }
+    }
+
+    /// Takes the checksum of bytes that were sent. Fails with `Corrupt` when others were sent before: two replicas must not
+    /// differ, and the caller broke its promise if they do.
+    fn agree(&mut self, sent: u64) -> Result<()> {
+        if self.checksum.is_some_and(|before| before != sent) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "the bytes changed while they were put",
+            ));
+        }
+        self.checksum = Some(sent);
+        Ok(())
+    }
+
     pub fn held_by(&mut self, node: NodeId, master_epoch: u64) {
         self.master_epoch = if self.holders.is_empty() {
             master_epoch
@@ -171,18 +192,29 @@ impl PoolClient {
         for group in by_node.into_values() {
             self.start_writes(jobs, group, &mut flights, deadline);
         }
-        // the checksum costs no time of its own while the bytes are on their way
-        for job in jobs.iter_mut().filter(|job| job.checksum.is_none()) {
-            // SAFETY: the pieces are registered, and the caller keeps writers away while it puts.
-            job.checksum = Some(unsafe { checksum(job.request.pieces) });
+        // where the transport won't tell the checksum, it costs no time of its own while the bytes are on their way
+        for flight in flights.iter().filter(|flight| !flight.transfer.tells_checksum()) {
+            if let Some(job) = jobs.get_mut(flight.job) {
+                job.sum();
+            }
         }
         let mut written: HashMap<NodeId, Written> = HashMap::new();
         for flight in flights {
             let outcome = flight.transfer.wait(flight.until).inspect_err(|_| {
                 flight.transfer.cancel();
             });
+            let outcome =
+                outcome.and_then(
+                    |()| match (flight.transfer.checksum(), jobs.get_mut(flight.job)) {
+                        (Some(sent), Some(job)) => job.agree(sent),
+                        _ => Ok(()),
+                    },
+                );
             match outcome {
                 Ok(()) => {
+                    if let Some(job) = jobs.get_mut(flight.job) {
+                        job.sum();
+                    }
                     let group = written.entry(flight.place.node).or_insert_with(|| Written {
                         node: flight.node.clone(),
                         places: Vec::new(),
@@ -208,14 +240,7 @@ impl PoolClient {
         let (put, key) = (job.ticket.put, job.request.key);
         // SAFETY: the pieces were checked against the registry, and the caller keeps writers away while it puts.
         let found = unsafe { segment.write_here(put, place, job.length, key, job.request.pieces)? };
-        // two replicas must not differ: the caller broke its promise if they do
-        if job.checksum.is_some_and(|before| before != found) {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                "the bytes changed while they were put",
-            ));
-        }
-        job.checksum = Some(found);
+        job.agree(found)?;
         segment.seal(put, key, found)?;
         job.held_by(place.node, segment.master_epoch());
         Ok(())
@@ -252,8 +277,9 @@ impl PoolClient {
             let Some(job) = jobs.get_mut(at) else { continue };
             let until = self.patience(job.length).min(deadline);
             let started = answer.and_then(|answer| {
-                let entries = self.entries(job.request.pieces, &grant_of(&answer)?)?;
-                self.engine.submit(&peer, TransferKind::Write, entries, until)
+                let entries = self.entries(job.request.pieces, &grant_of(&peer, &answer)?)?;
+                self.engine
+                    .submit_summed(&peer, TransferKind::Write, entries, until)
             });
             match started {
                 Ok(transfer) => flights.push(Flight {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::{Error, ErrorKind, Result};
 use kvstored_master::Location;
-use kvstored_transfer::{Grant, Transfer, TransferEntry, TransferKind};
+use kvstored_transfer::{Grant, Peer, Transfer, TransferEntry, TransferKind};
 
 use super::PoolClient;
 use super::get::{Attempt, set};
@@ -52,9 +52,10 @@ impl PoolClient {
         let limit = if shunned { SHUNNED_PATIENCE } else { Duration::MAX };
         let patience = asked_at + self.settings.replica_timeout.min(limit);
         let until = patience.min(deadline);
-        let (grants, peer) = match Self::grants(&node, &group, asked_at, until)
-            .and_then(|grants| Ok((grants, node.peer(until)?)))
-        {
+        let asked = node
+            .peer(until)
+            .and_then(|peer| Ok((Self::grants(&node, &peer, &group, asked_at, until)?, peer)));
+        let (grants, peer) = match asked {
             Ok(both) => both,
             Err(error) => {
                 node.failed(&error);
@@ -75,7 +76,9 @@ impl PoolClient {
             let until = if shunned { until.min(patience) } else { until };
             let started = grant.and_then(|(grant, kept)| {
                 let entries = self.entries(&attempt.pieces, &grant)?;
-                let transfer = self.engine.submit(&peer, TransferKind::Read, entries, until)?;
+                let transfer = self
+                    .engine
+                    .submit_summed(&peer, TransferKind::Read, entries, until)?;
                 Ok((transfer, kept))
             });
             match started {
@@ -99,6 +102,7 @@ impl PoolClient {
     /// A right for each object, and whether it was kept from before.
     fn grants(
         node: &Node,
+        peer: &Peer,
         group: &[(Attempt<'_>, Location)],
         asked_at: Instant,
         until: Instant,
@@ -130,7 +134,7 @@ impl PoolClient {
                 }
                 let grant = answers.next().map(|answer| {
                     answer.and_then(|answer| {
-                        let grant = grant_of(&answer)?;
+                        let grant = grant_of(peer, &answer)?;
                         attempt
                             .object
                             .keep_grant(node.id(), grant, asked_at + GRANT_IS_GOOD);
@@ -168,7 +172,8 @@ impl PoolClient {
         });
         let outcome = outcome.and_then(|()| {
             // SAFETY: the pieces are registered, and the transfer into them is over.
-            let found = unsafe { checksum(&attempt.pieces) };
+            let sum = || unsafe { checksum(&attempt.pieces) };
+            let found = transfer.checksum().unwrap_or_else(sum);
             self.verify(&attempt, found)
         });
         match outcome {

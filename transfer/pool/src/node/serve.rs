@@ -1,7 +1,7 @@
 //! What peers ask of a segment: rights, descriptors, news.
 
 use kvstored_core::{Error, ErrorKind, Result};
-use kvstored_transfer::{EngineId, GrantRequest, Rights};
+use kvstored_transfer::{EngineId, Grant, GrantRequest, Rights};
 
 use super::Segment;
 use super::ledger::{Entry, Phase};
@@ -14,7 +14,7 @@ impl Segment {
         self.count(ledger.open(item.put, item.offset, item.length, &item.key))?;
         let entry = ledger.open_entry(item.put)?;
         let grant = self.grant_on(entry, peer, Rights::Write)?;
-        Ok(self.answer(grant, 0))
+        Ok(self.grants(&grant, 0))
     }
 
     fn read_for(&self, peer: EngineId, item: &Item) -> Result<Answer> {
@@ -25,12 +25,12 @@ impl Segment {
         }
         let checksum = entry.checksum;
         let grant = self.grant_on(entry, peer, Rights::Read)?;
-        Ok(self.answer(grant, checksum))
+        Ok(self.grants(&grant, checksum))
     }
 
     /// A right for one peer. A range is published when a peer first asks, so that objects which only this process uses
     /// take no place in the engine.
-    fn grant_on(&self, entry: &mut Entry, peer: EngineId, rights: Rights) -> Result<Box<[u8]>> {
+    fn grant_on(&self, entry: &mut Entry, peer: EngineId, rights: Rights) -> Result<Grant> {
         let publication = match entry.publication.take() {
             Some(publication) => publication,
             None => self
@@ -39,15 +39,14 @@ impl Segment {
         };
         let id = publication.id();
         entry.publication = Some(publication);
-        let grant = self.engine.grant(GrantRequest {
+        self.engine.grant(GrantRequest {
             peer,
             publication: id,
             offset: 0,
             length: entry.length,
             rights,
             expires_in: self.grant,
-        })?;
-        Ok(grant.encode().as_slice().into())
+        })
     }
 
     fn abandon(&self, item: &Item) -> Result<Answer> {
@@ -61,12 +60,21 @@ impl Segment {
             ledger.begin_release(item.put);
         }
         self.try_finish(item.put, self.now());
-        Ok(self.answer(Box::default(), 0))
+        Ok(self.done(0))
     }
 
-    fn answer(&self, grant: Box<[u8]>, checksum: u64) -> Answer {
+    fn grants(&self, grant: &Grant, checksum: u64) -> Answer {
         Answer {
-            grant,
+            grant: grant.encode().as_slice().into(),
+            worth: self.engine.foretell(grant).unwrap_or_default().into(),
+            ..self.done(checksum)
+        }
+    }
+
+    fn done(&self, checksum: u64) -> Answer {
+        Answer {
+            grant: Box::default(),
+            worth: Box::default(),
             checksum,
             master_epoch: self.master_epoch(),
         }
@@ -106,7 +114,7 @@ impl Segment {
             Verb::Read => self.read_for(peer, item),
             Verb::Seal => {
                 self.seal(item.put, &item.key, item.checksum)?;
-                Ok(self.answer(Box::default(), item.checksum))
+                Ok(self.done(item.checksum))
             }
             Verb::Abandon => self.abandon(item),
         };

@@ -8,6 +8,8 @@ use super::{MAX_BODY_BYTES, MAX_ITEMS, MAX_KEY_BYTES, Reader, Writer};
 
 /// The longest grant or token on the wire.
 const MAX_GRANT_BYTES: usize = 192;
+/// The longest word on what a grant is worth.
+const MAX_WORTH_BYTES: usize = 96;
 /// The longest text of an error; so that an answer of errors is no larger than one of grants.
 const MAX_MESSAGE_BYTES: usize = 192;
 
@@ -150,6 +152,8 @@ impl Request {
 pub struct Answer {
     /// For `Open` and `Read`: the grant, in the engine's encoding.
     pub grant: Box<[u8]>,
+    /// For `Open` and `Read` between processes that share memory: what the engine foretells of the grant. Else empty.
+    pub worth: Box<[u8]>,
     /// For `Read`: CRC-64/NVME of the object's bytes.
     pub checksum: u64,
     /// For `Seal`: the fencing epoch of the master that the node obeys.
@@ -173,6 +177,7 @@ impl Answers {
                 Ok(answer) => {
                     writer.u8(0);
                     writer.counted(&answer.grant);
+                    writer.counted(&answer.worth);
                     writer.u64(answer.checksum);
                     writer.u64(answer.master_epoch);
                 }
@@ -200,6 +205,7 @@ impl Answers {
             items.push(match reader.u8()? {
                 0 => Ok(Answer {
                     grant: reader.counted(MAX_GRANT_BYTES)?.into(),
+                    worth: reader.counted(MAX_WORTH_BYTES)?.into(),
                     checksum: reader.u64()?,
                     master_epoch: reader.u64()?,
                 }),

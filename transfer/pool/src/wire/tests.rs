@@ -21,10 +21,16 @@ fn item() -> impl Strategy<Value = Item> {
 }
 
 fn answer() -> impl Strategy<Value = Result<Answer>> {
-    let good =
-        (vec(any::<u8>(), 0..192), any::<u64>(), any::<u64>()).prop_map(|(grant, checksum, master_epoch)| {
+    let good = (
+        vec(any::<u8>(), 0..192),
+        vec(any::<u8>(), 0..96),
+        any::<u64>(),
+        any::<u64>(),
+    )
+        .prop_map(|(grant, worth, checksum, master_epoch)| {
             Ok(Answer {
                 grant: grant.into(),
+                worth: worth.into(),
                 checksum,
                 master_epoch,
             })
@@ -90,7 +96,8 @@ proptest! {
 fn a_full_answer_fits() {
     let longest = || {
         Ok(Answer {
-            grant: vec![7; 192].into(),
+            grant: vec![7; 128].into(),
+            worth: vec![7; 96].into(),
             checksum: 1,
             master_epoch: 2,
         })
