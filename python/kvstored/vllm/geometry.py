@@ -13,8 +13,10 @@ from kvstored.vllm.identity import replicas
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 
 
-def check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
+def check_supported(vllm_config: Any, kv_cache_config: Any, *, whole_prompts: bool = False) -> None:
     """Refuses models and settings whose KV this connector can't keep.
+
+    whole_prompts: a prompt is loaded as a whole or not at all.
 
     Raises:
         InvalidInput: saying what isn't supported and what to change.
@@ -32,7 +34,7 @@ def check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
                 f"KV of kind {name} is not supported, only {' and '.join(_ATTENTION)}: its blocks don't stay as they "
                 "were computed"
             )
-    if "MLAAttentionSpec" in names and _is_cpu():
+    if needs_whole_prompts(kv_cache_config) and not whole_prompts:
         raise InvalidInput(
             "multi-head latent attention on a CPU is not supported: vLLM's kernel there computes a prompt right only "
             "in one piece, so nothing can be loaded in front of it"
@@ -46,6 +48,12 @@ def check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
     block = groups[0].kv_cache_spec.block_size
     if hash_tokens and block % hash_tokens:
         raise InvalidInput(f"blocks of {block} tokens are no multiple of the hash block size {hash_tokens}")
+
+
+def needs_whole_prompts(kv_cache_config: Any) -> bool:
+    """Whether a prompt has to be computed in one piece: vLLM can't continue one whose beginning is given."""
+    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in _specs(group.kv_cache_spec)]
+    return _is_cpu() and any(type(spec).__name__ == "MLAAttentionSpec" for spec in specs)
 
 
 def hashes_per_block(kv_cache_config: Any) -> int:
@@ -108,6 +116,8 @@ class BlockAddresses:
             _place(name, kv_caches[name], self.blocks, page)
             for name, page in zip(self.layer_names, self.page_bytes, strict=True)
         ]
+        self.places = places
+        """Of each layer: the address of block 0, and the bytes from one block to the next."""
         self._bases = np.array([base for base, _ in places], dtype=np.uint64)
         self._strides = np.array([stride for _, stride in places], dtype=np.uint64)
 
