@@ -52,7 +52,7 @@ SCENARIOS = {
             Group(data_parallel=2),
             Group(data_parallel=2),
             family="experts",
-            arguments=("--enable-expert-parallel",),
+            arguments=("--enable-expert-parallel", "--worker-extension-cls", "lab.experts_on_cpu.Ranks"),
         ),
         Scenario("hetero-2-1", Group(tensor_parallel=2), Group(tensor_parallel=1)),
         Scenario("hetero-1-2", Group(tensor_parallel=1), Group(tensor_parallel=2)),
@@ -128,6 +128,8 @@ class Deployment:
             "OMP_NUM_THREADS": "1",
             **self.daemon.client_environment,
             **(environment or {}),
+            # workers may load a module of ours
+            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         self._ucm = write_ucm(folder, self.daemon.storage)
         self.prefill = list(self._servers("prefill", scenario.prefill))

@@ -1,0 +1,266 @@
+"""Prefill apart from decode, whole: the proxy before vLLM instances of both roles, daemon and master, and faults.
+
+Answers are those of one instance, or there is an error; never anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from connector_rig import Engine, Reference, whole_blocks
+from lab import MODEL_NAME, CompletionError, VllmServer, daemon_binary, descendants, prompt
+from lab.deployment import CONCURRENCY, SCENARIOS, Deployment, Scenario, under_way
+from lab.deployment_files import Group
+from lab.services import wait_until
+from lab.token_stream import TokenStream
+
+TOKENS = 12
+LONG = 300
+"""Tokens of an answer that takes a while."""
+LEASE_S = 8
+PATIENCE_S = 60.0
+OPTIONS: dict[str, Any] = {
+    "max_model_tokens": 6144,
+    "kv_cache_bytes": 128 << 20,
+    # an instance that comes back is seen soon
+    "proxy_arguments": ["--health-interval-ms", "500", "--log-level", "INFO"],
+    "load_failure": "recompute",
+    "handoff": {"lease_seconds": LEASE_S},
+}
+ModelMaker = Callable[..., Path]
+
+pytestmark = pytest.mark.skipif(daemon_binary() is None, reason="the kvstored program isn't built")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """What a test restarts belongs to the deployment, at whose end it is looked for."""
+
+
+def deployed(scenario: Scenario, model: Path, folder: Path) -> Iterator[Deployment]:
+    before = set(descendants(os.getpid()))
+    with Deployment(scenario, model, folder=folder, **OPTIONS) as deployment:
+        yield deployment
+    wait_until(lambda: set(descendants(os.getpid())) <= before, 10, "processes are left")
+
+
+@pytest.fixture(scope="module")
+def deployment(tiny_model: Path, module_folder: Path) -> Iterator[Deployment]:
+    """Two prefill instances and a decode instance. After each test all are up again."""
+    yield from deployed(Scenario("two and one", Group(instances=2), Group()), tiny_model, module_folder)
+
+
+@pytest.fixture
+def first(deployment: Deployment) -> Iterator[VllmServer]:
+    """The first prefill instance, for a test that kills it: it comes up again, and the proxy sees that."""
+    server = deployment.prefill[0]
+    yield server
+    bring_back(deployment, server)
+
+
+def test_tokens_are_those_of_one_instance(deployment: Deployment, reference: Reference) -> None:
+    asked = [[*prompt(300, seed=index % 3), *prompt(150 + 60 * index, seed=10 + index)] for index in range(CONCURRENCY)]
+    expected = reference.tokens(asked, TOKENS)
+    before = deployment.counts()
+    assert tokens(deployment.complete_all(asked, TOKENS)) == expected
+    cold = deployment.settle()
+    # no decode instance has computed a prompt, and each prefill instance some
+    assert cold.pulled_hits - before.pulled_hits >= sum(map(whole_blocks, asked))
+    assert cold.moved_bytes > before.moved_bytes
+    assert all(server.metrics().total("vllm:prompt_tokens_total") for server in deployment.prefill)
+
+    deployment.forget()
+    assert tokens(deployment.complete_all(asked, TOKENS)) == expected
+    warm = deployment.settle()
+    assert warm.stored_hits - cold.stored_hits >= sum(map(whole_blocks, asked)) // 2
+    assert warm.pulled_hits > cold.pulled_hits
+
+
+def test_whoever_is_never_pulled_from_keeps_nothing(deployment: Deployment) -> None:
+    server = deployment.prefill[1]
+    for seed in range(3):
+        answer = prefill_only(server, prompt(700, seed=100 + seed))
+        assert answer["kv_transfer_params"]["do_remote_prefill"] is True
+    assert deployment.counts().held_blocks > 0
+    deployment.settle(PATIENCE_S)
+
+
+def test_a_client_that_goes_leaves_nothing(deployment: Deployment, reference: Reference) -> None:
+    with ExitStack() as streams:
+        gone = [
+            streams.enter_context(TokenStream(deployment.proxy.port, long_prompt(index), 4000)) for index in range(4)
+        ]
+        for stream in gone[:2]:
+            stream.read(2)
+        # two before their first token, two behind it
+    deployment.settle(PATIENCE_S)
+    check(deployment, reference, seed=200)
+
+
+def test_daemon_and_master_come_and_go(deployment: Deployment, reference: Reference) -> None:
+    asked = [[*prompt(400, seed=300), *prompt(200 + 40 * index, seed=310 + index)] for index in range(24)]
+    expected = reference.tokens(asked, TOKENS)
+    with ThreadPoolExecutor(CONCURRENCY) as clients:
+        answers = [clients.submit(deployment.complete, one, TOKENS) for one in asked]
+        for service in (deployment.daemon, deployment.master):
+            service.kill()
+        time.sleep(1)
+        for service in (deployment.daemon, deployment.master):
+            service.start()
+        assert tokens([answer.result() for answer in answers]) == expected
+    deployment.settle()
+
+
+def test_a_prefill_instance_killed_behind_the_transfer(
+    deployment: Deployment, first: VllmServer, reference: Reference
+) -> None:
+    asked = [long_prompt(400 + index) for index in range(4)]
+    expected = reference.tokens(asked, LONG)
+    with ExitStack() as opened:
+        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, LONG)) for one in asked]
+        for stream in streams:
+            stream.read(1)
+        first.kill()
+        # whatever had its first token needs nothing of it any more
+        assert [stream.read().tokens for stream in streams] == expected
+        assert all(stream.done for stream in streams)
+    # and it is not asked any more
+    check(deployment, reference, seed=410)
+
+
+def test_a_prefill_instance_killed_while_it_is_pulled_from(
+    deployment: Deployment, first: VllmServer, reference: Reference
+) -> None:
+    asked = [long_prompt(500 + index) for index in range(3)]
+    expected = reference.tokens(asked, TOKENS)
+    wanted = [prefill_only(first, one)["kv_transfer_params"] for one in asked]
+    for process in first.processes:
+        os.kill(process, signal.SIGSTOP)
+    decode = deployment.decode[0]
+    with ExitStack() as opened:
+        streams = [
+            opened.enter_context(TokenStream(decode.port, one, TOKENS, kv_transfer_params=params))
+            for one, params in zip(asked, wanted, strict=True)
+        ]
+        wait_until(lambda: under_way(decode.metrics()) == len(asked), PATIENCE_S, "nobody waits for a transfer")
+        first.kill()
+        for stream, right in zip(streams, expected, strict=True):
+            stream.read()
+            assert stream.tokens == right if stream.done else right[: len(stream.tokens)] == stream.tokens
+    check(deployment, reference, seed=510)
+
+
+def test_a_prefill_instance_killed_under_load(deployment: Deployment, first: VllmServer, reference: Reference) -> None:
+    asked = [prompt(900 + 150 * index, seed=600 + index) for index in range(CONCURRENCY)]
+    expected = reference.tokens(asked, TOKENS)
+    with ThreadPoolExecutor(CONCURRENCY) as clients:
+        answers = [clients.submit(deployment.complete, one, TOKENS) for one in asked]
+        wait_until(lambda: any(answer.done() for answer in answers), PATIENCE_S, "no answer came")
+        first.kill()
+        # the other one computes what this one had
+        assert tokens([answer.result() for answer in answers]) == expected
+    deployment.settle(PATIENCE_S)
+
+
+def test_a_decode_instance_killed_in_the_middle(deployment: Deployment, reference: Reference) -> None:
+    asked = [long_prompt(700 + index) for index in range(3)]
+    expected = reference.tokens(asked, LONG)
+    with ExitStack() as opened:
+        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, LONG)) for one in asked]
+        for stream in streams:
+            stream.read(1)
+        deployment.decode[0].kill()
+        for stream, right in zip(streams, expected, strict=True):
+            stream.read()
+            assert not stream.done
+            assert stream.error
+            assert right[: len(stream.tokens)] == stream.tokens
+    with pytest.raises(CompletionError, match=r"status 50\d"):
+        deployment.complete(prompt(300, seed=710), TOKENS)
+    bring_back(deployment, deployment.decode[0])
+    check(deployment, reference, seed=720)
+    deployment.settle(PATIENCE_S)
+
+
+@pytest.mark.parametrize("name", ["hetero-2-1", "hetero-1-2"])
+def test_ranks_that_differ(name: str, tiny_model: Path, reference: Reference, folder: Path) -> None:
+    for deployment in deployed(SCENARIOS[name], tiny_model, folder):
+        twice_the_same(deployment, reference)
+
+
+def test_experts_over_data_parallel_ranks(models: ModelMaker, folder: Path) -> None:
+    model = models("tiny", family="experts")
+    with Engine(model, log=folder / "reference.log") as engine:
+        reference = Reference(engine)
+        reference.tokens(some_prompts(), TOKENS)
+    for deployment in deployed(SCENARIOS["moe"], model, folder):
+        twice_the_same(deployment, reference)
+
+
+def some_prompts() -> list[list[int]]:
+    return [prompt(200 + 45 * index, seed=800 + index) for index in range(CONCURRENCY)]
+
+
+def twice_the_same(deployment: Deployment, reference: Reference) -> None:
+    """Cold, and from what is stored."""
+    asked = some_prompts()
+    expected = reference.tokens(asked, TOKENS)
+    assert tokens(deployment.complete_all(asked, TOKENS)) == expected
+    cold = deployment.settle()
+    assert cold.pulled_hits >= sum(map(whole_blocks, asked))
+    deployment.forget()
+    assert tokens(deployment.complete_all(asked, TOKENS)) == expected
+    warm = deployment.settle()
+    assert warm.stored_hits > cold.stored_hits
+
+
+def check(deployment: Deployment, reference: Reference, *, seed: int) -> None:
+    """It serves, whatever happened before."""
+    asked = [prompt(250 + 70 * index, seed=seed + index) for index in range(4)]
+    assert tokens(deployment.complete_all(asked, TOKENS)) == reference.tokens(asked, TOKENS)
+
+
+def bring_back(deployment: Deployment, server: VllmServer) -> None:
+    if not server.is_running:
+        server.start()
+    deployment.proxy.wait_for_all()
+
+
+def long_prompt(seed: int) -> list[int]:
+    return prompt(900, seed=seed)
+
+
+def tokens(answers: Sequence[Any]) -> list[list[int]]:
+    return [one.token_ids for one in answers]
+
+
+def prefill_only(server: VllmServer, asked: Sequence[int]) -> dict[str, Any]:
+    """What the proxy asks of a prefill instance."""
+    nothing_yet = ["remote_engine_id", "remote_block_ids", "remote_host", "remote_port"]
+    body = {
+        "model": MODEL_NAME,
+        "prompt": list(asked),
+        "max_tokens": 1,
+        "min_tokens": 1,
+        "temperature": 0,
+        "stream": False,
+        "kv_transfer_params": {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            **dict.fromkeys(nothing_yet),
+        },
+    }
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(server.address("/v1/completions"), json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+        return dict(json.load(response))
