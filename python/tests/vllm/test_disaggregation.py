@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from lab.services import wait_until
 from lab.token_stream import TokenStream
 
 TOKENS = 12
-LONG = 300
-"""Tokens of an answer that takes a while."""
+MANY_TOKENS = 300
+"""Of an answer that takes a while."""
 LEASE_S = 8
 PATIENCE_S = 60.0
 OPTIONS: dict[str, Any] = {
@@ -38,6 +39,8 @@ OPTIONS: dict[str, Any] = {
     "handoff": {"lease_seconds": LEASE_S},
 }
 ModelMaker = Callable[..., Path]
+
+LONG = pytest.mark.skipif(not os.environ.get("KVSTORED_LONG_TESTS"), reason="takes long: set KVSTORED_LONG_TESTS")
 
 pytestmark = pytest.mark.skipif(daemon_binary() is None, reason="the kvstored program isn't built")
 
@@ -125,48 +128,38 @@ def test_a_prefill_instance_killed_behind_the_transfer(
     deployment: Deployment, first: VllmServer, reference: Reference
 ) -> None:
     asked = [long_prompt(400 + index) for index in range(4)]
-    expected = reference.tokens(asked, LONG)
+    expected = reference.tokens(asked, MANY_TOKENS)
     with ExitStack() as opened:
-        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, LONG)) for one in asked]
+        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, MANY_TOKENS)) for one in asked]
         for stream in streams:
             stream.read(1)
         first.kill()
-        # whatever had its first token needs nothing of it any more
+        # what has its first token needs nothing of it any more
         assert [stream.read().tokens for stream in streams] == expected
         assert all(stream.done for stream in streams)
     # and it is not asked any more
     check(deployment, reference, seed=410)
 
 
-def test_a_prefill_instance_killed_while_it_is_pulled_from(
-    deployment: Deployment, first: VllmServer, reference: Reference
-) -> None:
-    asked = [long_prompt(500 + index) for index in range(3)]
-    expected = reference.tokens(asked, TOKENS)
-    wanted = [prefill_only(first, one)["kv_transfer_params"] for one in asked]
+def test_a_prefill_instance_killed_before_and_during_the_transfer(deployment: Deployment, reference: Reference) -> None:
+    first, decode = deployment.prefill[0], deployment.decode[0]
+    pulled = [long_prompt(500 + index) for index in range(3)]
+    asked = [prompt(300 + 60 * index, seed=510 + index) for index in range(CONCURRENCY)]
+    expected, pulled_expected = reference.tokens(asked, TOKENS), reference.tokens(pulled, TOKENS)
+    wanted = [prefill_only(first, one)["kv_transfer_params"] for one in pulled]
     for process in first.processes:
         os.kill(process, signal.SIGSTOP)
-    decode = deployment.decode[0]
-    with ExitStack() as opened:
+    with ExitStack() as opened, ThreadPoolExecutor(CONCURRENCY) as clients:
         streams = [
             opened.enter_context(TokenStream(decode.port, one, TOKENS, kv_transfer_params=params))
-            for one, params in zip(asked, wanted, strict=True)
+            for one, params in zip(pulled, wanted, strict=True)
         ]
-        wait_until(lambda: under_way(decode.metrics()) == len(asked), PATIENCE_S, "nobody waits for a transfer")
-        first.kill()
-        for stream, right in zip(streams, expected, strict=True):
-            stream.read()
-            assert stream.tokens == right if stream.done else right[: len(stream.tokens)] == stream.tokens
-    check(deployment, reference, seed=510)
-
-
-def test_a_prefill_instance_killed_under_load(deployment: Deployment, first: VllmServer, reference: Reference) -> None:
-    asked = [prompt(900 + 150 * index, seed=600 + index) for index in range(CONCURRENCY)]
-    expected = reference.tokens(asked, TOKENS)
-    with ThreadPoolExecutor(CONCURRENCY) as clients:
         answers = [clients.submit(deployment.complete, one, TOKENS) for one in asked]
-        wait_until(lambda: any(answer.done() for answer in answers), PATIENCE_S, "no answer came")
+        wait_until(lambda: under_way(decode.metrics()) >= len(pulled), PATIENCE_S, "nobody waits for a transfer")
+        wait_until(lambda: prefills_at(deployment, first) > 0, PATIENCE_S, "nobody waits for a prefill")
         first.kill()
+        for stream, right in zip(streams, pulled_expected, strict=True):
+            assert (stream.read().tokens, stream.error) == (right, None)
         # the other one computes what this one had
         assert tokens([answer.result() for answer in answers]) == expected
     deployment.settle(PATIENCE_S)
@@ -174,9 +167,9 @@ def test_a_prefill_instance_killed_under_load(deployment: Deployment, first: Vll
 
 def test_a_decode_instance_killed_in_the_middle(deployment: Deployment, reference: Reference) -> None:
     asked = [long_prompt(700 + index) for index in range(3)]
-    expected = reference.tokens(asked, LONG)
+    expected = reference.tokens(asked, MANY_TOKENS)
     with ExitStack() as opened:
-        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, LONG)) for one in asked]
+        streams = [opened.enter_context(TokenStream(deployment.proxy.port, one, MANY_TOKENS)) for one in asked]
         for stream in streams:
             stream.read(1)
         deployment.decode[0].kill()
@@ -198,12 +191,14 @@ def test_ranks_that_differ(name: str, tiny_model: Path, reference: Reference, fo
         twice_the_same(deployment, reference)
 
 
-def test_experts_over_data_parallel_ranks(models: ModelMaker, folder: Path) -> None:
+@pytest.mark.parametrize("decode_ranks", [1, pytest.param(2, marks=LONG)])
+def test_experts_over_data_parallel_ranks(decode_ranks: int, models: ModelMaker, folder: Path) -> None:
     model = models("tiny", family="experts")
     with Engine(model, log=folder / "reference.log") as engine:
         reference = Reference(engine)
         reference.tokens(some_prompts(), TOKENS)
-    for deployment in deployed(SCENARIOS["moe"], model, folder):
+    scenario = replace(SCENARIOS["moe"], decode=Group(data_parallel=decode_ranks))
+    for deployment in deployed(scenario, model, folder):
         twice_the_same(deployment, reference)
 
 
@@ -228,6 +223,12 @@ def check(deployment: Deployment, reference: Reference, *, seed: int) -> None:
     """It serves, whatever happened before."""
     asked = [prompt(250 + 70 * index, seed=seed + index) for index in range(4)]
     assert tokens(deployment.complete_all(asked, TOKENS)) == reference.tokens(asked, TOKENS)
+
+
+def prefills_at(deployment: Deployment, server: VllmServer) -> float:
+    """Prefills that the proxy waits for."""
+    labels = {"role": "prefill", "instance": f"127.0.0.1:{server.port}"}
+    return deployment.proxy.metrics().total("kvstored_proxy_instance_requests", **labels)
 
 
 def bring_back(deployment: Deployment, server: VllmServer) -> None:
