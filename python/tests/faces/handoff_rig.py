@@ -78,6 +78,7 @@ class Native:
         self.calls: list[tuple[str, Any]] = []
         self.released: list[tuple[str, str]] = []
         self.pulled: list[tuple[str, list[int], str]] = []
+        self.moved = {f"pulled_bytes_{transport}": 0 for transport in ("shm", "tcp", "rdma")}
         self.fails: Exception | None = None
 
     def hold(self, request: str, blocks: list[int], lease: float) -> None:
@@ -99,6 +100,9 @@ class Native:
     def take_pulled(self) -> list[tuple[str, list[int], str]]:
         taken, self.pulled = self.pulled, []
         return taken
+
+    def statistics(self) -> dict[str, int | float]:
+        return dict(self.moved)
 
     def close(self, timeout: float) -> None:
         self._told("close", timeout)

@@ -77,6 +77,13 @@ def test_a_prompt_without_blocks_is_not_offered(caplog: pytest.LogCaptureFixture
     assert "a prompt of 3 blocks ended with 0" in caplog.text
 
 
+def test_a_name_that_is_too_long_is_not_offered(caplog: pytest.LogCaptureFixture) -> None:
+    side, _ = scheduler(PREFILL)
+    with caplog.at_level(logging.WARNING, "vllm.kvstored"):
+        assert side.finished(Request("a" * 300, 10, dict(WANTED)).end(), [4, 5, 6]) == (False, None)
+    assert "too long a name" in caplog.text
+
+
 def test_a_decode_instance_fetches_the_whole_prompt() -> None:
     side, _ = scheduler(DECODE, "kv_consumer")
     request = Request("b", 10, offered(10))
@@ -201,7 +208,7 @@ def test_another_prompts_blocks_are_given_back(
         ("remote_engine_id", None),
         ("remote_engine_id", 3),
         ("remote_request_id", ""),
-        ("remote_request_id", "x" * 2000),
+        ("remote_request_id", "x" * 257),
         ("remote_host", None),
         ("remote_host", "some where"),
         ("remote_port", None),

@@ -31,7 +31,7 @@ class Rig:
     def __init__(self, **more: Any) -> None:
         self.native = Native()
         self.statistics = Accumulator(HANDOFF_MEASURES)
-        self.worker = HandoffWorker(self.native, settings(), self.statistics, block_bytes=1000, **more)
+        self.worker = HandoffWorker(self.native, settings(), self.statistics, **more)
 
     def counted(self) -> dict[str, Any]:
         counts = self.statistics.take() or {}
@@ -76,15 +76,17 @@ def test_a_pull() -> None:
     rig.pull()
     assert rig.native.calls == [("pull", ("b", {**REMOTE, "blocks": [1, 2, 3], "first_block": 2}))]
     assert rig.worker.finished() == (set(), set())
+    rig.native.moved["pulled_bytes_shm"] = 100
     rig.native.pulled = [("b", [], ""), ("of nobody", [9], "lost")]
     assert rig.worker.finished() == (set(), {"b"})
     assert rig.worker.take_failed_blocks() == set()
-    assert rig.counted() == {"pulled_requests": {"": 1}, "pulled_blocks": {"": 3}, "pulled_bytes": {"": 3000}}
+    assert rig.counted() == {"pulled_requests": {"": 1}, "pulled_blocks": {"": 3}, "pulled_bytes": {"shm": 100}}
 
 
 def test_blocks_that_did_not_come_are_told_with_the_request(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     rig.pull()
+    rig.native.moved["pulled_bytes_tcp"] = 10
     rig.native.pulled = [("b", [2, 3], "unavailable: nobody listens")]
     with caplog.at_level(logging.WARNING, "vllm.kvstored"):
         assert rig.worker.finished() == (set(), {"b"})
@@ -92,10 +94,9 @@ def test_blocks_that_did_not_come_are_told_with_the_request(caplog: pytest.LogCa
     assert rig.worker.take_failed_blocks() == set()
     assert "2 of 3 blocks of request b can't be pulled from 10.0.0.1:20001" in caplog.text
     assert "nobody listens" in caplog.text
-    assert rig.native.calls[-1] == ("release_remote", REMOTE)
     assert rig.counted() == {
         "pulled_blocks": {"": 1},
-        "pulled_bytes": {"": 1000},
+        "pulled_bytes": {"tcp": 10},
         "failed_pulls": {"unavailable": 1},
         "failed_blocks": {"": 2},
     }
@@ -107,6 +108,18 @@ def test_a_prompt_that_has_to_be_computed_in_one_piece_fails_as_a_whole() -> Non
     rig.native.pulled = [("b", [3], "timed_out: late")]
     assert rig.worker.finished() == (set(), {"b"})
     assert rig.worker.take_failed_blocks() == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [("fenced: another engine", "fenced"), ("3 blocks have another checksum than at the producer", "corrupt")],
+)
+def test_reasons(message: str, reason: str) -> None:
+    rig = Rig()
+    rig.pull()
+    rig.native.pulled = [("b", [1, 2, 3], message)]
+    rig.worker.finished()
+    assert rig.counted()["failed_pulls"] == {reason: 1}
 
 
 def test_a_pull_that_cannot_begin_fails() -> None:
@@ -128,7 +141,6 @@ def test_a_cancelled_pull_keeps_its_blocks_until_nothing_writes_to_them(caplog: 
     with caplog.at_level(logging.WARNING, "vllm.kvstored"):
         assert rig.worker.finished() == (set(), {"b"})
     assert not caplog.text
-    assert rig.native.calls[-1] == ("release_remote", REMOTE)
     assert "failed_pulls" not in rig.counted()
 
 

@@ -103,7 +103,6 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
             native,
             self._settings,
             self._statistics,
-            block_bytes=shape.block_bytes,
             needs_all_blocks=geometry.needs_whole_prompts(self._kv_cache_config),
         )
 

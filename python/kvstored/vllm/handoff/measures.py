@@ -8,6 +8,8 @@ from kvstored.vllm.measures import COUNTER, GAUGE, HISTOGRAM, Measure
 
 _PULL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
+TRANSPORTS = ("shm", "tcp", "rdma")
+
 _MEASURES = (
     Measure("offered", COUNTER, "Requests whose prompt's blocks were kept for a decode instance."),
     Measure(
@@ -22,13 +24,14 @@ _MEASURES = (
     Measure("held_blocks", GAUGE, "Blocks of the KV cache that are kept for decode instances."),
     Measure("pulled_requests", COUNTER, "Requests whose blocks were pulled, once for each worker."),
     Measure("pulled_blocks", COUNTER, "Blocks that were pulled."),
-    Measure("pulled_bytes", COUNTER, "Bytes of the blocks that were pulled."),
+    Measure("pulled_bytes", COUNTER, "Bytes that pulls brought.", "transport", TRANSPORTS),
     Measure("pull_seconds", HISTOGRAM, "Time from a pull's start to its end, in seconds.", buckets=_PULL_BUCKETS),
     Measure(
         "failed_pulls",
         COUNTER,
         "Requests of which blocks could not be pulled and have to be computed, once for each worker.",
         "reason",
+        ("unavailable", "timed_out", "not_found", "fenced", "mismatch", "corrupt"),
     ),
     Measure("failed_blocks", COUNTER, "Blocks that could not be pulled and have to be computed."),
     Measure(

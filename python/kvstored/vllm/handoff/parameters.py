@@ -23,7 +23,8 @@ ABANDONED = "kvstored_abandon"
 """To a decode instance: nobody waits for an answer any more; let the prefill instance have its blocks back."""
 _PROMPT = "kvstored_prompt"
 
-_MOST_TEXT = 1024
+MOST_NAME_BYTES = 256
+"""Of a name of an engine or a request."""
 _MOST_RANKS = 4096
 
 
@@ -108,9 +109,9 @@ def _prompt_digest(request: Any) -> str | None:
 
 def _text(params: Mapping[str, Any], name: str) -> str:
     value = params.get(name)
-    if not isinstance(value, str) or not value or len(value) > _MOST_TEXT:
+    if not isinstance(value, str) or not 0 < len(value.encode(errors="replace")) <= MOST_NAME_BYTES:
         raise InvalidInput(
-            f"{name} is missing" if value is None else f"{name} is no text of 1 to {_MOST_TEXT} characters"
+            f"{name} is missing" if value is None else f"{name} is no text of 1 to {MOST_NAME_BYTES} bytes"
         )
     return value
 

@@ -14,6 +14,7 @@ from kvstored.vllm.handoff.metadata import HandoffStep, Pull
 from kvstored.vllm.handoff.parameters import (
     ABANDONED,
     HAS_HANDOFF,
+    MOST_NAME_BYTES,
     WANTS_HANDOFF,
     Source,
     check_prompt,
@@ -113,6 +114,11 @@ class HandoffScheduler:
         count = -(-request.num_prompt_tokens // self._block_tokens)
         if not 0 < count <= len(block_ids):
             self._complaints.report("blocks", f"kvstored: a prompt of {count} blocks ended with {len(block_ids)}")
+            return False, None
+        if len(request.request_id.encode()) > MOST_NAME_BYTES:
+            self._complaints.report(
+                "name", f"kvstored: request {request.request_id} has too long a name to be handed over"
+            )
             return False, None
         ids = list(block_ids[:count])
         answer = offer(self._place, request, ids, self._block_tokens)

@@ -32,8 +32,6 @@ class Shape:
     layers: list[tuple[str, list[Piece]]]
     heads: Heads
     block_tokens: int
-    block_bytes: int
-    """Of a block in all of this worker's layers."""
     fingerprint: bytes
     """Equal where bytes mean the same."""
 
@@ -59,7 +57,6 @@ def read_shape(vllm_config: Any, kv_cache_config: Any, kv_caches: Mapping[str, A
         layers,
         heads,
         block_tokens(kv_cache_config),
-        sum(addresses.page_bytes),
         fingerprint(vllm_config, kv_cache_config, apart),
     )
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvstored import KvstoredError
+from kvstored import Busy, Corrupt, KvstoredError
 from kvstored.complaints import Complaints
+from kvstored.errors import BY_KIND
 from kvstored.vllm.handoff.configuration import HandoffSettings
+from kvstored.vllm.handoff.measures import TRANSPORTS
 from kvstored.vllm.handoff.metadata import HandoffStep, Pull
 from kvstored.vllm.handoff.parameters import Source
 from kvstored.vllm.measures import Accumulator
@@ -34,18 +36,16 @@ class HandoffWorker:
         settings: HandoffSettings,
         statistics: Accumulator,
         *,
-        block_bytes: int,
         needs_all_blocks: bool = False,
     ) -> None:
         """Takes what moves the bytes, which is described already.
 
-        native: a `kvstored._native.Handoff`. block_bytes: of a block in this worker's layers. needs_all_blocks: a
-        prompt of which a block is missing has to be computed as a whole.
+        native: a `kvstored._native.Handoff`. needs_all_blocks: a prompt of which a block is missing has to be computed
+        as a whole.
         """
         self._native = native
         self._settings = settings
         self._statistics = statistics
-        self._block_bytes = block_bytes
         self._needs_all_blocks = needs_all_blocks
         self._complaints = Complaints(logger)
         self._held: set[str] = set()
@@ -53,6 +53,7 @@ class HandoffWorker:
         self._freed: set[str] = set()
         self._ended: set[str] = set()
         self._failed_blocks: set[int] = set()
+        self._bytes = dict.fromkeys(TRANSPORTS, 0)
 
     def begin(self, step: HandoffStep) -> None:
         """Begins what the scheduler's side decided."""
@@ -86,11 +87,14 @@ class HandoffWorker:
                         f"kvstored: no decode instance fetched request {request_id} within "
                         f"{self._settings.lease_seconds:g} s; its blocks are freed",
                     )
-        for request_id, failed, message in self._native.take_pulled():
+        pulled = self._native.take_pulled()
+        for request_id, failed, message in pulled:
             under_way = self._pulls.pop(request_id, None)
             if under_way is not None:
                 self._ended.add(request_id)
                 self._pulled(request_id, under_way, failed, message)
+        if pulled:
+            self._measure_bytes()
         freed, self._freed = self._freed, set()
         ended, self._ended = self._ended, set()
         return freed, ended
@@ -120,7 +124,8 @@ class HandoffWorker:
         if not begun:
             under_way = self._pulls.pop(request_id)
             self._ended.add(request_id)
-            self._pulled(request_id, under_way, pull.block_ids, "invalid_input: not begun")
+            self._pulled(request_id, under_way, pull.block_ids, f"{Busy.kind}: it couldn't be begun")
+            self._give_back(pull.source)
 
     def _pulled(self, request_id: str, under_way: _UnderWay, failed: list[int], message: str) -> None:
         pull = under_way.pull
@@ -129,13 +134,10 @@ class HandoffWorker:
         self._failed_blocks.update(failed)
         got = len(pull.block_ids) - len(failed)
         self._statistics.add("pulled_blocks", got)
-        self._statistics.add("pulled_bytes", got * self._block_bytes)
         self._statistics.add("pull_seconds", time.monotonic() - under_way.started)
         if not failed:
             self._statistics.add("pulled_requests")
             return
-        # whatever the reason, nobody will ask for it again
-        self._give_back(pull.source)
         if under_way.cancelled:
             return
         self._statistics.add("failed_pulls", 1, _reason(message))
@@ -146,6 +148,12 @@ class HandoffWorker:
             f"{pull.source.addresses[0]} and have to be computed",
             message,
         )
+
+    def _measure_bytes(self) -> None:
+        moved = self._native.statistics()
+        for transport, before in self._bytes.items():
+            self._bytes[transport] = int(moved[f"pulled_bytes_{transport}"])
+            self._statistics.add("pulled_bytes", self._bytes[transport] - before, transport)
 
     def _give_back(self, source: Source) -> None:
         self._attempt(
@@ -168,6 +176,6 @@ class HandoffWorker:
 
 
 def _reason(message: str) -> str:
-    """The kind of a failure, for a label: what its text begins with."""
-    kind, separator, _ = message.partition(":")
-    return kind if separator and kind.isidentifier() and len(kind) <= 32 else "other"
+    """The kind of a failure, for a label: what its text begins with, unless it is about checksums."""
+    kind = message.partition(":")[0]
+    return kind if kind in BY_KIND else Corrupt.kind
