@@ -185,7 +185,7 @@ def test_a_decode_instance_killed_in_the_middle(deployment: Deployment, referenc
     deployment.settle(PATIENCE_S)
 
 
-@pytest.mark.parametrize("name", ["hetero-2-1", "hetero-1-2"])
+@pytest.mark.parametrize("name", ["hetero-2-1", pytest.param("hetero-1-2", marks=LONG)])
 def test_ranks_that_differ(name: str, tiny_model: Path, reference: Reference, folder: Path) -> None:
     for deployment in deployed(SCENARIOS[name], tiny_model, folder):
         twice_the_same(deployment, reference)
