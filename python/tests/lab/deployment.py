@@ -79,8 +79,8 @@ class Counts:
     """Prompt tokens found in the prefix caches of the prefill instances themselves."""
     stored_hits: int
     """Prompt tokens that prefill instances found in the daemon."""
-    pulled_hits: int
-    """Prompt tokens that decode instances got from prefill instances."""
+    spared_tokens: int
+    """Prompt tokens that decode instances didn't compute: they pulled them, or had them from an earlier prompt."""
     moved_bytes: int
     """What decode instances pulled."""
     held_blocks: int
@@ -94,8 +94,8 @@ class Deployment:
 
     model: folder of the model. folder: for configurations, logs and the daemon's storage; its path must be short.
     protocol: of mooncake.json. kv_cache_bytes: of each instance's own blocks. handoff: settings of MooncakeConnectorV1
-    beside the sizes. load_failure: vLLM's `kv_load_failure_policy`, its default if None. proxy_arguments: flags of the
-    proxy beside the instances' addresses.
+    beside the sizes. cache: settings of UCMConnector beside its file. load_failure: vLLM's `kv_load_failure_policy`, its
+    default if None. proxy_arguments: flags of the proxy beside the instances' addresses.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Deployment:
         max_model_tokens: int = 17_000,
         kv_cache_bytes: int = 256 << 20,
         handoff: Mapping[str, Any] | None = None,
+        cache: Mapping[str, Any] | None = None,
         load_failure: str | None = None,
         proxy_arguments: Sequence[object] = (),
         environment: Mapping[str, str] | None = None,
@@ -118,6 +119,7 @@ class Deployment:
         self.folder = folder
         self._options = {"max_model_tokens": max_model_tokens, "kv_cache_bytes": kv_cache_bytes}
         self._handoff = dict(handoff or {})
+        self._cache = dict(cache or {})
         self._policy = {} if load_failure is None else {"kv_load_failure_policy": load_failure}
         self.daemon = Daemon(binary=binary, folder=folder, cache_capacity=_CACHE, posix_capacity=_STORAGE)
         self.master = Master(log=folder / "master.log", arguments=MASTER_FLAGS, binary=binary)
@@ -180,7 +182,7 @@ class Deployment:
         return Counts(
             own_hits=sum(one.local_hits for one in found),
             stored_hits=sum(one.external_hits for one in found),
-            pulled_hits=sum(metrics.prefix_cache().external_hits for metrics in decode),
+            spared_tokens=sum(one.external_hits + one.local_hits for one in (each.prefix_cache() for each in decode)),
             moved_bytes=int(sum(metrics.total(MOVED_BYTES) for metrics in decode)),
             held_blocks=int(sum(metrics.total(HELD_BLOCKS) for metrics in prefill)),
             requests=sum(map(under_way, [*prefill, *decode])),
@@ -213,7 +215,7 @@ class Deployment:
                 port = ports + rank * group.tensor_parallel
                 sizes = (scenario.prefill, scenario.decode)
                 if role == "prefill":
-                    transfer = prefill_transfer(port, *sizes, self._ucm, self._handoff)
+                    transfer = prefill_transfer(port, *sizes, self._ucm, self._handoff, self._cache)
                 else:
                     transfer = decode_transfer(port, *sizes, self._handoff)
                 yield VllmServer(

@@ -80,13 +80,15 @@ def handoff(role: str, port: int, prefill: Group, decode: Group, more: dict[str,
     }
 
 
-def prefill_transfer(port: int, prefill: Group, decode: Group, ucm: Path, more: dict[str, Any]) -> dict[str, Any]:
-    """What a prefill instance takes: it hands over, and has a prefix cache."""
+def prefill_transfer(
+    port: int, prefill: Group, decode: Group, ucm: Path, more: dict[str, Any], cache_more: dict[str, Any]
+) -> dict[str, Any]:
+    """What a prefill instance takes: it hands over, and has a prefix cache. cache_more: settings beside UCM's file."""
     cache = {
         "kv_connector": "UCMConnector",
         "kv_role": "kv_both",
         "kv_connector_module_path": MODULE,
-        "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(ucm)},
+        "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(ucm), **cache_more},
     }
     return {
         "kv_connector": "MultiConnector",
