@@ -94,8 +94,8 @@ class Deployment:
 
     model: folder of the model. folder: for configurations, logs and the daemon's storage; its path must be short.
     protocol: of mooncake.json. kv_cache_bytes: of each instance's own blocks. handoff: settings of MooncakeConnectorV1
-    beside the sizes. cache: settings of UCMConnector beside its file. load_failure: vLLM's `kv_load_failure_policy`, its
-    default if None. proxy_arguments: flags of the proxy beside the instances' addresses.
+    beside the sizes. cache: settings of UCMConnector beside its file. load_failure: vLLM's `kv_load_failure_policy`,
+    its default if None. proxy_arguments: flags of the proxy beside the instances' addresses.
     """
 
     def __init__(
