@@ -196,10 +196,10 @@ impl Consumer {
         let pending: Vec<Arc<Pull>> = self.pulls.lock().pending.values().cloned().collect();
         self.queue.stop();
         for pull in pending {
-            if pull.stop() == Stopped::Elsewhere {
-                pull.transfers().iter().for_each(|transfer| transfer.cancel());
-            } else {
-                self.report(&pull, Err(cancelled()));
+            match pull.stop() {
+                Stopped::Here => self.report(&pull, Err(cancelled())),
+                Stopped::Elsewhere => pull.transfers().iter().for_each(|transfer| transfer.cancel()),
+                Stopped::Over => {}
             }
         }
         self.watch.stop();
@@ -272,12 +272,13 @@ impl Consumer {
             }
             Ok(failed) => {
                 self.counts.failed(ErrorKind::Corrupt);
+                let message = format!(
+                    "{} blocks have another checksum than at the producer",
+                    failed.len()
+                );
                 Pulled {
                     request: pull.request.clone(),
-                    message: format!(
-                        "{} blocks have another checksum than at the producer",
-                        failed.len()
-                    ),
+                    message: Error::new(ErrorKind::Corrupt, message).to_string(),
                     failed,
                 }
             }

@@ -45,7 +45,7 @@ pub struct Pulled {
     pub request: String,
     /// Blocks here that didn't come; what they hold is worthless.
     pub failed: Vec<u32>,
-    /// Why; empty where all came.
+    /// Why, beginning with the kind of the error and a colon; empty where all came.
     pub message: String,
 }
 

@@ -101,7 +101,7 @@ impl Answer {
     /// Parses the answer to a question of that kind. Fails with `Corrupt`, and with `Unsupported` for a version that isn't
     /// known here.
     pub fn decode(bytes: &[u8], kind: u8) -> Result<Self> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = Reader::of_message(bytes)?;
         let (found, status) = header(&mut reader)?;
         if found != kind {
             return Err(malformed(format!(

@@ -2,6 +2,7 @@
 
 use kvstored_core::{Error, ErrorKind, Result};
 
+use super::MAX_MESSAGE_BYTES;
 use crate::limits::MAX_NAME_BYTES;
 
 /// The error of a message that isn't made as it must be.
@@ -15,8 +16,12 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes }
+    /// Fails with `Corrupt` for more bytes than a message has.
+    pub fn of_message(bytes: &'a [u8]) -> Result<Self> {
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            return Err(malformed(format!("a message of {} bytes", bytes.len())));
+        }
+        Ok(Self { rest: bytes })
     }
 
     pub fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {

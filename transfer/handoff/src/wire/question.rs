@@ -135,7 +135,7 @@ impl Question {
 
     /// Parses a question. Fails with `Corrupt`, or with `Unsupported` for a version or kind that isn't known here.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = Reader::of_message(bytes)?;
         let (kind, status) = header(&mut reader)?;
         if status != 0 {
             return Err(malformed("a question has a status"));
