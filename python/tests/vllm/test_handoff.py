@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from connector_rig import BLOCK_TOKENS, Engine, Reference, combined, embedded, transfer, whole_blocks
-from lab import EngineError, prompt
+from lab import prompt
 from lab.ports import free_ports
 
 TOKENS = 8
@@ -222,12 +222,3 @@ def test_a_prefill_engine_that_is_gone(first: Engine, second: Engine, reference:
     second.probe("settle")
     assert measure(second, "failed_pulls") == len(asked)
     assert "have to be computed" in second.log_text()
-
-
-def test_what_cannot_work_is_told_at_the_start(tiny_model: Path, folder: Path) -> None:
-    settings = handoff("kv_producer", listen_host="0.0.0.0")
-    with (
-        pytest.raises(EngineError, match="KVSTORED_TRANSFER_TOKEN_FILE, KVSTORED_TRANSFER_TLS_CERTIFICATE"),
-        Engine(tiny_model, log=folder / "engine.log", kv_transfer=settings),
-    ):
-        pass

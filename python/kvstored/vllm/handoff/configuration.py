@@ -22,7 +22,7 @@ _LOAD_TIMEOUT_S = 30.0
 _LONGEST_S = 86_400.0
 _MOST_RANKS = 4096
 _MOST_CONFIG_BYTES = 1 << 20
-_TRANSPORTS = ("shm", "tcp", "rdma", "ascend")
+_TRANSPORTS = ("shm", "tcp", "rdma")
 _ELSEWHERE = {"ascend": "this machine has none: whatever reaches a peer is used"}
 """Protocols of mooncake.json that other machines have."""
 
