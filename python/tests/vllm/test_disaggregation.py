@@ -99,8 +99,10 @@ def test_whoever_is_never_pulled_from_keeps_nothing(deployment: Deployment) -> N
     for seed in range(3):
         answer = prefill_only(server, prompt(700, seed=100 + seed))
         assert answer["kv_transfer_params"]["do_remote_prefill"] is True
-    assert deployment.counts().held_blocks > 0
+    # metrics follow a step later
+    wait_until(lambda: deployment.counts().held_blocks > 0, LEASE_S / 2, "nothing is kept")
     deployment.settle(PATIENCE_S)
+    assert server.metrics().total("vllm:kvstored_handoff_released_total", reason="expired") == 3
 
 
 def test_a_client_that_goes_leaves_nothing(deployment: Deployment, reference: Reference) -> None:
