@@ -60,14 +60,15 @@ impl Range {
             }
             before = Some(*block);
             let local_block = local.offset + u64::from(*block) * slice.local.stride;
-            let remote_block = index as u64 * slice.remote.stride;
+            // the producer says how far its blocks are apart; what lies outside the grant is refused
+            let remote_block = (index as u64).saturating_mul(slice.remote.stride);
             for row in 0..u64::from(rows) {
                 let inside = |heads: u32, first: u32| (row * u64::from(heads) + u64::from(first)) * head;
                 entries.push(TransferEntry {
                     local: local.region,
                     local_offset: local_block + inside(slice.local.heads, slice.local_head),
                     grant,
-                    remote_offset: remote_block + inside(slice.remote.heads, slice.remote_head),
+                    remote_offset: remote_block.saturating_add(inside(slice.remote.heads, slice.remote_head)),
                     length,
                 });
             }
@@ -159,6 +160,66 @@ impl Batches {
         if self.run >= self.runs.len() {
             self.slice += 1;
             (self.run, self.block, self.in_run) = (0, 0, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Shape;
+    use proptest::prelude::*;
+
+    fn slice(rows: u32, head_bytes: u64, heads: u32) -> Slice {
+        let shape = Shape {
+            blocks: 1 << 20,
+            stride: 4 * u64::from(rows) * head_bytes,
+            block_bytes: 4 * u64::from(rows) * head_bytes,
+            rows,
+            heads: 4,
+        };
+        Slice {
+            local_piece: 0,
+            local_head: 0,
+            local: shape,
+            remote_piece: 3,
+            remote_head: 0,
+            remote: shape,
+            heads,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn batches_cover_each_block_of_each_slice_once(
+            runs in prop::collection::vec(1u32..3000, 1..20),
+            slices in prop::collection::vec((1u32..64, 1u64..100_000, 1u32..5), 1..6),
+        ) {
+            let slices: Vec<_> = slices.iter().map(|(rows, bytes, heads)| slice(*rows, *bytes, *heads)).collect();
+            let blocks: u32 = runs.iter().sum();
+            let starts: Vec<u32> = runs.iter().scan(0, |start, run| { *start += run; Some(*start) }).collect();
+            let mut batches = Batches::new(slices.clone(), runs);
+            let (mut next, mut slice) = (0, 0);
+            loop {
+                let batch = batches.next_batch();
+                if batch.is_empty() {
+                    break;
+                }
+                prop_assert!(batch.len() <= MAX_ITEMS);
+                let bytes: u64 = batch.iter().map(Range::bytes).sum();
+                prop_assert!(bytes <= BATCH_BYTES || batch.len() == 1);
+                for range in batch {
+                    if next == blocks {
+                        (next, slice) = (0, slice + 1);
+                    }
+                    prop_assert_eq!(range.first, next);
+                    prop_assert_eq!(range.slice, slices[slice]);
+                    next += range.blocks;
+                    // it lies in one run
+                    prop_assert!(starts.iter().all(|start| *start <= range.first || *start >= next));
+                }
+            }
+            prop_assert_eq!((next, slice), (blocks, slices.len() - 1));
         }
     }
 }
