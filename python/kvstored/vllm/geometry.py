@@ -13,10 +13,8 @@ from kvstored.vllm.identity import replicas
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 
 
-def check_supported(vllm_config: Any, kv_cache_config: Any, *, whole_prompts: bool = False) -> None:
+def check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
     """Refuses models and settings whose KV this connector can't keep.
-
-    whole_prompts: a prompt is loaded as a whole or not at all.
 
     Raises:
         InvalidInput: saying what isn't supported and what to change.
@@ -34,7 +32,7 @@ def check_supported(vllm_config: Any, kv_cache_config: Any, *, whole_prompts: bo
                 f"KV of kind {name} is not supported, only {' and '.join(_ATTENTION)}: its blocks don't stay as they "
                 "were computed"
             )
-    if needs_whole_prompts(kv_cache_config) and not whole_prompts:
+    if "MLAAttentionSpec" in names and _is_cpu():
         raise InvalidInput(
             "multi-head latent attention on a CPU is not supported: vLLM's kernel there computes a prompt right only "
             "in one piece, so nothing can be loaded in front of it"
@@ -48,12 +46,6 @@ def check_supported(vllm_config: Any, kv_cache_config: Any, *, whole_prompts: bo
     block = groups[0].kv_cache_spec.block_size
     if hash_tokens and block % hash_tokens:
         raise InvalidInput(f"blocks of {block} tokens are no multiple of the hash block size {hash_tokens}")
-
-
-def needs_whole_prompts(kv_cache_config: Any) -> bool:
-    """Whether a prompt has to be computed in one piece: vLLM can't continue one whose beginning is given."""
-    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in _specs(group.kv_cache_spec)]
-    return _is_cpu() and any(type(spec).__name__ == "MLAAttentionSpec" for spec in specs)
 
 
 def hashes_per_block(kv_cache_config: Any) -> int:

@@ -28,10 +28,10 @@ REMOTE = {
 
 
 class Rig:
-    def __init__(self, **more: Any) -> None:
+    def __init__(self) -> None:
         self.native = Native()
         self.statistics = Accumulator(HANDOFF_MEASURES)
-        self.worker = HandoffWorker(self.native, settings(), self.statistics, **more)
+        self.worker = HandoffWorker(self.native, settings(), self.statistics)
 
     def counted(self) -> dict[str, Any]:
         counts = self.statistics.take() or {}
@@ -100,14 +100,6 @@ def test_blocks_that_did_not_come_are_told_with_the_request(caplog: pytest.LogCa
         "failed_pulls": {"unavailable": 1},
         "failed_blocks": {"": 2},
     }
-
-
-def test_a_prompt_that_has_to_be_computed_in_one_piece_fails_as_a_whole() -> None:
-    rig = Rig(needs_all_blocks=True)
-    rig.pull()
-    rig.native.pulled = [("b", [3], "timed_out: late")]
-    assert rig.worker.finished() == (set(), {"b"})
-    assert rig.worker.take_failed_blocks() == {1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
             ValueError: naming what is wrong with the settings, or what isn't supported.
         """
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        geometry.check_supported(vllm_config, kv_cache_config, whole_prompts=True)
+        geometry.check_supported(vllm_config, kv_cache_config)
         self._statistics = Accumulator(HANDOFF_MEASURES)
         self._guard = Guard("prompts are computed instead")
         own_host = get_ip()
@@ -99,12 +99,7 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         pp_rank, tp_rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
         shape = read_shape(self._vllm_config, self._kv_cache_config, kv_caches, tp_rank)
         native = start_native(self._settings, self._place, shape, pp_rank, tp_rank)
-        self._worker = HandoffWorker(
-            native,
-            self._settings,
-            self._statistics,
-            needs_all_blocks=geometry.needs_whole_prompts(self._kv_cache_config),
-        )
+        self._worker = HandoffWorker(native, self._settings, self._statistics)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begins what this step brings: blocks to keep, to fetch, to give back."""

@@ -30,23 +30,11 @@ class _UnderWay:
 class HandoffWorker:
     """Lives in each process that computes. Every method is called from the worker's thread; none waits for a peer."""
 
-    def __init__(
-        self,
-        native: Any,
-        settings: HandoffSettings,
-        statistics: Accumulator,
-        *,
-        needs_all_blocks: bool = False,
-    ) -> None:
-        """Takes what moves the bytes, which is described already.
-
-        native: a `kvstored._native.Handoff`. needs_all_blocks: a prompt of which a block is missing has to be computed
-        as a whole.
-        """
+    def __init__(self, native: Any, settings: HandoffSettings, statistics: Accumulator) -> None:
+        """Takes what moves the bytes, a `kvstored._native.Handoff` that is described already."""
         self._native = native
         self._settings = settings
         self._statistics = statistics
-        self._needs_all_blocks = needs_all_blocks
         self._complaints = Complaints(logger)
         self._held: set[str] = set()
         self._pulls: dict[str, _UnderWay] = {}
@@ -129,8 +117,6 @@ class HandoffWorker:
 
     def _pulled(self, request_id: str, under_way: _UnderWay, failed: list[int], message: str) -> None:
         pull = under_way.pull
-        if failed and self._needs_all_blocks:
-            failed = pull.block_ids
         self._failed_blocks.update(failed)
         got = len(pull.block_ids) - len(failed)
         self._statistics.add("pulled_blocks", got)
