@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -227,3 +228,97 @@ class PoolStore:
     def remove_all(self, force: bool) -> int: ...
     def is_healthy(self) -> bool: ...
     def close(self) -> None: ...
+
+_Blocks = Sequence[int] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
+_Piece = tuple[int, int, int, int, int, int]
+
+class Handoff:
+    """One worker rank's part in handing KV blocks from prefill to decode engines.
+
+    Errors are those of `kvstored.errors`. No call but `start`, `describe` and `close` waits for anything.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where other ranks reach it, as `host:port`."""
+    @property
+    def port(self) -> int: ...
+    @staticmethod
+    def start(
+        listen: str,
+        transports: Sequence[str],
+        token: bytes | None,
+        certificate: str | PathLike[str] | None,
+        key: str | PathLike[str] | None,
+        authority: str | PathLike[str] | None,
+        verify: bool = True,
+        pull_threads: int = 4,
+    ) -> Handoff:
+        """One that serves consumers and can pull.
+
+        `listen` is `host:port`, port 0 for a free one; addresses that aren't loopback need a token and certificates.
+        `transports` are of shm, rdma, tcp, in the order in which they're tried; none for all. With `verify`, checksums
+        of what is pulled are compared with the producer's.
+        """
+    def describe(
+        self,
+        *,
+        engine_id: str,
+        fingerprint: bytes,
+        block_tokens: int,
+        total_heads: int,
+        first_head: int,
+        heads: int,
+        tp_rank: int,
+        tp_size: int,
+        pp_rank: int,
+        pp_size: int,
+        layers: Sequence[tuple[str, Sequence[_Piece]]],
+    ) -> None:
+        """Says what this rank's KV memory looks like; once, before anything is held or pulled.
+
+        A piece is (address, length_bytes, block_stride, block_bytes, rows, heads): block b lies at address + b *
+        block_stride, as rows x heads equal runs of bytes. Its heads are the rank's, or 1 where it isn't divided. The
+        memory must live until `close` has returned.
+        """
+    def hold(self, request: str, blocks: _Blocks, lease: float) -> None:
+        """Lets consumers pull blocks for `lease` seconds at most. Nobody may write them before `take_released`."""
+    def drop(self, request: str) -> None:
+        """Ends a hold, if there is one; `take_released` tells when its blocks may be reused."""
+    def take_released(self) -> list[tuple[str, str]]:
+        """Requests whose blocks nobody reads any more, each once, with "taken", "expired" or "dropped"."""
+    def pull(
+        self,
+        request: str,
+        *,
+        remote_engine_id: str,
+        remote_request: str,
+        producers: Sequence[str],
+        blocks: _Blocks,
+        first_block: int,
+        timeout: float,
+    ) -> None:
+        """Begins to pull the remote request's blocks from `first_block` on into these blocks.
+
+        `producers` are the addresses of all of its ranks, at pp_rank * tp_size + tp_rank. Raises for bad arguments
+        only; `take_pulled` tells how it ended, soon after `timeout` seconds at the latest.
+        """
+    def cancel(self, request: str) -> None:
+        """Ends a pull, if there is one; `take_pulled` tells when nothing writes to its blocks any more."""
+    def take_pulled(self) -> list[tuple[str, list[int], str]]:
+        """Pulls that are over, each once: the request, the blocks that didn't come, and why ("" where all did)."""
+    def release_remote(
+        self, *, remote_engine_id: str, remote_request: str, producers: Sequence[str], timeout: float
+    ) -> None:
+        """Tells the producers, in the background, that this rank wants nothing of a request."""
+    def statistics(self) -> dict[str, int | float]:
+        """What happened so far, by name.
+
+        Bytes: `pulled_bytes_tcp`, `pulled_bytes_shm`, `pulled_bytes_rdma`, `served_bytes_tcp`. Pulls by how they ended:
+        `pulls_ok`, `pulls_gone`, `pulls_mismatched`, `pulls_timed_out`, `pulls_cancelled`, `pulls_unavailable`,
+        `pulls_corrupt`, `pulls_failed_otherwise`. Holds by how they ended: `holds_taken`, `holds_expired`,
+        `holds_dropped`. Words to producers that weren't delivered: `undelivered_endings`. At this moment:
+        `held_requests`, `held_blocks`, `publications`, `pending_pulls`.
+        """
+    def close(self, timeout: float) -> None:
+        """Ends everything and lets go of the memory. Idempotent; may be called again when it raises."""

@@ -10,6 +10,7 @@ mod dump_session;
 mod embedded;
 mod events;
 mod failure;
+mod handoff;
 mod hashes;
 mod home;
 mod logging;
@@ -31,6 +32,7 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<task_report::TaskReport>()?;
     module.add_class::<mooncake::TransferEngine>()?;
     module.add_class::<mooncake::PoolStore>()?;
+    module.add_class::<handoff::Handoff>()?;
     module.add_function(wrap_pyfunction!(configuration::default_socket, module)?)?;
     module.add_function(wrap_pyfunction!(configuration::check_configuration, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | malformed | crash | rdma`, and
-//! `vllm-bench | mooncake-bench`.
+//! Developer commands: `cargo xtask demo | vllm-demo | pd-demo | test | vllm-test | python | lint | fuzz | malformed | crash |
+//! rdma`, and `vllm-bench | mooncake-bench | router-bench`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -18,6 +18,7 @@ mod malformed;
 mod manifest;
 mod mooncake_bench;
 mod prepare;
+mod pd_demo;
 mod process;
 mod python;
 mod rdma;
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Serve prompts from a real vLLM over the daemon twice, restarting vLLM in between, and compare the times
     VllmDemo(python::DemoOptions),
+    /// Compute prompts in some real vLLM instances and answers in others, and compare tokens and times with one instance
+    PdDemo(pd_demo::Options),
     /// Everything that continuous integration runs: lint, tests, benches, short fuzzing, short power cuts
     Test,
     /// Figures of the prefix cache in real vLLM servers, beside no cache and two peers
@@ -104,6 +107,7 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Demo { trace } => demo::run(&workspace, trace),
         Command::VllmDemo(options) => python::run_demo(&workspace, &options),
+        Command::PdDemo(options) => pd_demo::run(&workspace, &options),
         Command::Test => test::run(&workspace),
         Command::VllmBench(options) => vllm_bench::run(&workspace, &options),
         Command::MooncakeBench(options) => mooncake_bench::run(&workspace, &options),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvstored.vllm.connector import KVStoredConnector, UCMConnector
+    from kvstored.vllm.handoff.connector import MooncakeConnectorV1
 
-__all__ = ["KVStoredConnector", "UCMConnector"]
+__all__ = ["KVStoredConnector", "MooncakeConnectorV1", "UCMConnector"]
+
+_MODULES = {
+    "KVStoredConnector": "kvstored.vllm.connector",
+    "UCMConnector": "kvstored.vllm.connector",
+    "MooncakeConnectorV1": "kvstored.vllm.handoff.connector",
+}
 
 
 def __getattr__(name: str) -> Any:
     # vLLM is imported when a connector is asked for: the governor and the settings don't need it
-    if name in __all__:
-        from kvstored.vllm import connector
-
-        return getattr(connector, name)
+    module = _MODULES.get(name)
+    if module is not None:
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,8 @@ logs it and answers as if the cache weren't there.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -17,6 +16,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from kvstored import KvstoredError
 from kvstored.vllm import assembly
 from kvstored.vllm.configuration import read_settings
+from kvstored.vllm.guard import Guard
 from kvstored.vllm.measures import Accumulator
 from kvstored.vllm.metadata import StepMetadata, WorkerReport
 from kvstored.vllm.statistics import ConnectorPrometheus, ConnectorStatistics, register_by_name
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 _SOURCES = {"Cache": CacheHitSource.HOST, "Posix": CacheHitSource.DISK}
-_SAME_FAULT_S = 10.0
 
 logger = logging.getLogger("vllm.kvstored")
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 class UCMConnector(KVConnectorBase_V1):
@@ -51,7 +47,7 @@ class UCMConnector(KVConnectorBase_V1):
         """
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._statistics = Accumulator()
-        self._faults: dict[str, float] = {}
+        self._guard = Guard("the cache does without")
         settings, warnings = read_settings(self._kv_transfer_config.kv_connector_extra_config)
         if role == KVConnectorRole.SCHEDULER:
             for warning in warnings:
@@ -227,23 +223,6 @@ class UCMConnector(KVConnectorBase_V1):
     def _metadata(self) -> StepMetadata | None:
         metadata = self._connector_metadata
         return metadata if self._worker is not None and isinstance(metadata, StepMetadata) else None
-
-    def _guard(
-        self,
-        otherwise: Result,
-        call: Callable[Arguments, Result],
-        *arguments: Arguments.args,
-        **named: Arguments.kwargs,
-    ) -> Result:
-        try:
-            return call(*arguments, **named)
-        except Exception as error:
-            where = getattr(call, "__qualname__", str(call))
-            now = time.monotonic()
-            if now - self._faults.get(where, -_SAME_FAULT_S) >= _SAME_FAULT_S:
-                self._faults[where] = now
-                logger.exception("kvstored: %s failed, the cache does without: %s", where, error)
-            return otherwise
 
 
 KVStoredConnector = UCMConnector

@@ -108,6 +108,8 @@ class BlockAddresses:
             _place(name, kv_caches[name], self.blocks, page)
             for name, page in zip(self.layer_names, self.page_bytes, strict=True)
         ]
+        self.places = places
+        """Of each layer: the address of block 0, and the bytes from one block to the next."""
         self._bases = np.array([base for base, _ in places], dtype=np.uint64)
         self._strides = np.array([stride for _, stride in places], dtype=np.uint64)
 

@@ -99,8 +99,9 @@ logger = logging.getLogger("vllm.kvstored")
 class Accumulator:
     """Adds measures up until they are taken. Safe to use from any thread; never raises for what it's given."""
 
-    def __init__(self) -> None:
-        """Starts empty."""
+    def __init__(self, measures: Mapping[str, Measure] = MEASURES) -> None:
+        """Starts empty; `measures`: those of the connector, by name."""
+        self._measures = measures
         self._lock = threading.Lock()
         self._data: dict[str, dict[str, Any]] = {}
         self._sent: dict[tuple[str, str], float] = {}
@@ -112,7 +113,7 @@ class Accumulator:
         A measure that has a label and is given none counts as `unknown`. Values that aren't finite numbers of at
         least 0 are left out.
         """
-        measure = MEASURES.get(name)
+        measure = self._measures.get(name)
         number = _plain(value)
         if measure is None or number is None:
             self._complain(name if measure is None else f"{name} = {value!r}")
@@ -165,10 +166,12 @@ class Accumulator:
         logger.warning("not a measure, or not a value for it: %s", what)
 
 
-def merge(into: dict[str, dict[str, Any]], payload: Mapping[str, Any]) -> None:
+def merge(
+    into: dict[str, dict[str, Any]], payload: Mapping[str, Any], measures: Mapping[str, Measure] = MEASURES
+) -> None:
     """Adds a payload to another. What isn't known or isn't well formed is left out; nothing is shared afterwards."""
     for name, labels in payload.items():
-        measure = MEASURES.get(name)
+        measure = measures.get(name)
         if measure is None or not isinstance(labels, Mapping):
             continue
         series = into.setdefault(name, {})

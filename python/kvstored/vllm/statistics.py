@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from vllm.config import VllmConfig
@@ -17,6 +17,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 )
 
 from kvstored.vllm.measures import COUNTER, GAUGE, MEASURES, Accumulator, Measure, merge
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 METRIC_PREFIX = "vllm:kvstored_"
 
@@ -33,16 +36,19 @@ class ConnectorStatistics(KVConnectorStats):
     A block is one rank's: what four tensor-parallel ranks load together counts four times as loaded.
     """
 
+    measures: ClassVar[Mapping[str, Measure]] = MEASURES
+    """What is measured, by name."""
+
     @classmethod
-    def of(cls, payload: Mapping[str, Any] | None = None) -> ConnectorStatistics:
+    def of(cls, payload: Mapping[str, Any] | None = None) -> Self:
         """Statistics of a payload, which stays the caller's. What it has that isn't known here is left out."""
         statistics = cls()
         if payload:
-            merge(statistics.data, payload)
+            merge(statistics.data, payload, cls.measures)
         return statistics
 
     @classmethod
-    def take(cls, accumulator: Accumulator) -> ConnectorStatistics | None:
+    def take(cls, accumulator: Accumulator) -> Self | None:
         """What was added since the last call; None if nothing was."""
         payload = accumulator.take()
         return None if payload is None else cls(data=payload)
@@ -55,9 +61,9 @@ class ConnectorStatistics(KVConnectorStats):
         """Whether nothing was measured."""
         return not self.data
 
-    def aggregate(self, other: KVConnectorStats) -> ConnectorStatistics:
+    def aggregate(self, other: KVConnectorStats) -> Self:
         """Adds others to these; the others stay as they are."""
-        merge(self.data, other.data)
+        merge(self.data, other.data, self.measures)
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -113,6 +119,11 @@ class ConnectorStatistics(KVConnectorStats):
 class ConnectorPrometheus(KVConnectorPromMetrics):
     """Exports the statistics on vLLM's own /metrics."""
 
+    prefix: ClassVar[str] = METRIC_PREFIX
+    """What the metrics' names begin with."""
+    statistics: ClassVar[type[ConnectorStatistics]] = ConnectorStatistics
+    """What is exported."""
+
     def __init__(
         self,
         vllm_config: VllmConfig,
@@ -122,10 +133,12 @@ class ConnectorPrometheus(KVConnectorPromMetrics):
     ) -> None:
         """Registers every measure; `metric_types` are the classes to make metrics of."""
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        self._metrics: dict[str, Any] = {name: self._register(measure) for name, measure in MEASURES.items()}
+        self._metrics: dict[str, Any] = {
+            name: self._register(measure) for name, measure in self.statistics.measures.items()
+        }
         self._children: dict[tuple[int, str, str], Any] = {}
         for engine in per_engine_labelvalues:
-            for measure in MEASURES.values():
+            for measure in self.statistics.measures.values():
                 for value in measure.values if measure.label else ("",):
                     if measure.kind != GAUGE:
                         self._child(engine, measure, value)
@@ -134,8 +147,8 @@ class ConnectorPrometheus(KVConnectorPromMetrics):
         """Adds an interval's payload to an engine's metrics. What isn't known is left out."""
         if engine_idx not in self.per_engine_labelvalues:
             return
-        for name, series in ConnectorStatistics.of(transfer_stats_data).data.items():
-            measure = MEASURES[name]
+        for name, series in self.statistics.of(transfer_stats_data).data.items():
+            measure = self.statistics.measures[name]
             for label, value in series.items():
                 child = self._child(engine_idx, measure, label)
                 if measure.kind == COUNTER:
@@ -147,7 +160,7 @@ class ConnectorPrometheus(KVConnectorPromMetrics):
 
     def _register(self, measure: Measure) -> Any:
         labels = [*self._labelnames, measure.label] if measure.label else self._labelnames
-        name = METRIC_PREFIX + measure.name
+        name = self.prefix + measure.name
         if measure.kind == COUNTER:
             return self._counter_cls(name=name, documentation=measure.documentation, labelnames=labels)
         if measure.kind == GAUGE:

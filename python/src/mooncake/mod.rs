@@ -12,5 +12,6 @@ mod staging;
 mod store;
 mod transfers;
 
-pub use engine::TransferEngine;
+pub use engine::{TransferEngine, resolve};
+pub use security::Security;
 pub use store::PoolStore;

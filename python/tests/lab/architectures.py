@@ -1,7 +1,7 @@
 """Configurations and tensors of the model families that a made model can belong to.
 
-Each has a layout of KV blocks of its own: attention over everything, sliding windows in some layers, a compressed
-latent (MLA), and layers that keep a state instead of keys and values.
+Most have a layout of KV blocks of their own: attention over everything, sliding windows in some layers, a compressed
+latent (MLA), and layers that keep a state instead of keys and values. One has experts.
 """
 
 from __future__ import annotations
@@ -197,8 +197,48 @@ class ConvolutionHybrid(Llama):
         return layer % 2 == 1
 
 
+class QwenExperts(Llama):
+    """A router picks two of eight small networks for each token, in every layer, as in Qwen3's models of experts."""
+
+    architecture = "Qwen3MoeForCausalLM"
+    model_type = "qwen3_moe"
+    experts = 8
+    chosen = 2
+
+    def configuration(self) -> dict[str, Any]:
+        """As a Llama's, with the experts."""
+        return {
+            **super().configuration(),
+            "num_experts": self.experts,
+            "num_experts_per_tok": self.chosen,
+            "moe_intermediate_size": self._width,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+        }
+
+    def _layer(self, prefix: str) -> Iterator[Tensor]:
+        sizes = self.sizes
+        yield from self._attention(f"{prefix}.self_attn")
+        yield _norm(f"{prefix}.self_attn.q_norm", sizes.head)
+        yield _norm(f"{prefix}.self_attn.k_norm", sizes.head)
+        yield _matrix(f"{prefix}.mlp.gate", self.experts, sizes.hidden, _DECIDED)
+        for expert in range(self.experts):
+            name = f"{prefix}.mlp.experts.{expert}"
+            yield _matrix(f"{name}.gate_proj", self._width, sizes.hidden)
+            yield _matrix(f"{name}.up_proj", self._width, sizes.hidden)
+            yield _matrix(f"{name}.down_proj", sizes.hidden, self._width)
+        yield _norm(f"{prefix}.input_layernorm", sizes.hidden)
+        yield _norm(f"{prefix}.post_attention_layernorm", sizes.hidden)
+
+    @property
+    def _width(self) -> int:
+        return self.sizes.intermediate // self.chosen
+
+
 FAMILIES: dict[str, type[Llama]] = {
     "llama": Llama,
+    "experts": QwenExperts,
     "sliding": SlidingLlama,
     "latent": LatentDeepseek,
     "convolution": ConvolutionHybrid,

@@ -27,8 +27,9 @@ def make_model(
 ) -> Path:
     """Writes configuration, weights and tokenizer into `directory`, unless they are there, and returns it.
 
-    preset: tiny, small or medium. family: llama, sliding, latent or convolution. seed: other weights. dtype: of the
-    weights, as torch calls it. max_tokens: the longest context. Raises KeyError for an unknown preset or family.
+    preset: tiny, small or medium. family: llama, experts, sliding, latent or convolution. seed: other weights.
+    dtype: of the weights, as torch calls it. max_tokens: the longest context. Raises KeyError for an unknown preset or
+    family.
     """
     model = FAMILIES[family](PRESETS[preset])
     recipe = json.dumps([_RECIPE_VERSION, preset, family, seed, dtype, max_tokens])

@@ -151,6 +151,11 @@ class VllmServer:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
     @property
+    def is_running(self) -> bool:
+        """Whether its first process lives."""
+        return self._tree is not None and self._tree.root.poll() is None
+
+    @property
     def process(self) -> subprocess.Popen[str]:
         """The server's first process."""
         return self._running.root

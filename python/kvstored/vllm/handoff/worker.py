@@ -1,0 +1,167 @@
+"""A worker's side: has its blocks kept and fetched by native threads, and learns at each step what has ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvstored import Busy, Corrupt, KvstoredError
+from kvstored.complaints import Complaints
+from kvstored.errors import BY_KIND
+from kvstored.vllm.handoff.configuration import HandoffSettings
+from kvstored.vllm.handoff.measures import TRANSPORTS
+from kvstored.vllm.handoff.metadata import HandoffStep, Pull
+from kvstored.vllm.handoff.parameters import Source
+from kvstored.vllm.measures import Accumulator
+
+logger = logging.getLogger("vllm.kvstored")
+
+
+@dataclass
+class _UnderWay:
+    pull: Pull
+    started: float
+    cancelled: bool = False
+
+
+class HandoffWorker:
+    """Lives in each process that computes. Every method is called from the worker's thread; none waits for a peer."""
+
+    def __init__(self, native: Any, settings: HandoffSettings, statistics: Accumulator) -> None:
+        """Takes what moves the bytes, a `kvstored._native.Handoff` that is described already."""
+        self._native = native
+        self._settings = settings
+        self._statistics = statistics
+        self._complaints = Complaints(logger)
+        self._held: set[str] = set()
+        self._pulls: dict[str, _UnderWay] = {}
+        self._freed: set[str] = set()
+        self._ended: set[str] = set()
+        self._failed_blocks: set[int] = set()
+        self._bytes = dict.fromkeys(TRANSPORTS, 0)
+
+    def begin(self, step: HandoffStep) -> None:
+        """Begins what the scheduler's side decided."""
+        for request_id in step.cancelled:
+            if (under_way := self._pulls.get(request_id)) is not None:
+                under_way.cancelled = True
+                self._attempt("cancel a pull", self._native.cancel, request_id)
+        for source in step.given_back:
+            self._give_back(source)
+        for request_id, block_ids in step.holds.items():
+            if self._attempt("keep blocks", self._native.hold, request_id, block_ids, self._settings.lease_seconds):
+                self._held.add(request_id)
+            else:
+                self._freed.add(request_id)
+        for request_id, pull in step.pulls.items():
+            self._pull(request_id, pull)
+        for request_id, block_ids in step.lost.items():
+            self._failed_blocks.update(block_ids)
+            self._ended.add(request_id)
+
+    def finished(self) -> tuple[set[str], set[str]]:
+        """Requests whose blocks may be freed, and requests that needn't wait for blocks any more."""
+        for request_id, reason in self._native.take_released():
+            if request_id in self._held:
+                self._held.remove(request_id)
+                self._freed.add(request_id)
+                self._statistics.add("released", 1, reason)
+                if reason == "expired":
+                    self._complaints.report(
+                        "expired",
+                        f"kvstored: no decode instance fetched request {request_id} within "
+                        f"{self._settings.lease_seconds:g} s; its blocks are freed",
+                    )
+        pulled = self._native.take_pulled()
+        for request_id, failed, message in pulled:
+            under_way = self._pulls.pop(request_id, None)
+            if under_way is not None:
+                self._ended.add(request_id)
+                self._pulled(request_id, under_way, failed, message)
+        if pulled:
+            self._measure_bytes()
+        freed, self._freed = self._freed, set()
+        ended, self._ended = self._ended, set()
+        return freed, ended
+
+    def take_failed_blocks(self) -> set[int]:
+        """Blocks that were to be fetched and weren't, of the requests that `finished` told."""
+        failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def close(self, timeout_s: float) -> None:
+        """Ends everything under way."""
+        self._native.close(timeout_s)
+
+    def _pull(self, request_id: str, pull: Pull) -> None:
+        self._pulls[request_id] = _UnderWay(pull, time.monotonic())
+        begun = self._attempt(
+            "pull blocks",
+            self._native.pull,
+            request_id,
+            remote_engine_id=pull.source.engine_id,
+            remote_request=pull.source.request_id,
+            producers=list(pull.source.addresses),
+            blocks=pull.block_ids,
+            first_block=pull.first_block,
+            timeout=self._settings.load_timeout_seconds,
+        )
+        if not begun:
+            under_way = self._pulls.pop(request_id)
+            self._ended.add(request_id)
+            self._pulled(request_id, under_way, pull.block_ids, f"{Busy.kind}: it couldn't be begun")
+            self._give_back(pull.source)
+
+    def _pulled(self, request_id: str, under_way: _UnderWay, failed: list[int], message: str) -> None:
+        pull = under_way.pull
+        self._failed_blocks.update(failed)
+        got = len(pull.block_ids) - len(failed)
+        self._statistics.add("pulled_blocks", got)
+        self._statistics.add("pull_seconds", time.monotonic() - under_way.started)
+        if not failed:
+            self._statistics.add("pulled_requests")
+            return
+        if under_way.cancelled:
+            return
+        self._statistics.add("failed_pulls", 1, _reason(message))
+        self._statistics.add("failed_blocks", len(failed))
+        self._complaints.report(
+            _reason(message),
+            f"kvstored: {len(failed)} of {len(pull.block_ids)} blocks of request {request_id} can't be pulled from "
+            f"{pull.source.addresses[0]} and have to be computed",
+            message,
+        )
+
+    def _measure_bytes(self) -> None:
+        moved = self._native.statistics()
+        for transport, before in self._bytes.items():
+            self._bytes[transport] = int(moved[f"pulled_bytes_{transport}"])
+            self._statistics.add("pulled_bytes", self._bytes[transport] - before, transport)
+
+    def _give_back(self, source: Source) -> None:
+        self._attempt(
+            "give blocks back",
+            self._native.release_remote,
+            remote_engine_id=source.engine_id,
+            remote_request=source.request_id,
+            producers=list(source.addresses),
+            timeout=self._settings.load_timeout_seconds,
+        )
+
+    def _attempt(self, what: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
+        """Whether a call could be made."""
+        try:
+            call(*arguments, **named)
+        except (KvstoredError, ValueError, TypeError, OverflowError) as error:
+            self._complaints.report(what, f"kvstored: can't {what}", error)
+            return False
+        return True
+
+
+def _reason(message: str) -> str:
+    """The kind of a failure, for a label: what its text begins with, unless it is about checksums."""
+    kind = message.partition(":")[0]
+    return kind if kind in BY_KIND else Corrupt.kind

@@ -1,0 +1,91 @@
+"""What tests of the hand-off do inside an engine's process, by `InProcessEngine.run("handoff_probe:…")`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from engine_probe import PATIENCE_S, scheduler_of, settle
+
+WANTED = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+"""What the proxy asks of a prefill instance."""
+
+
+def prefill(llm: Any, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    """Has prompts computed and kept; what the proxy would hand on, and the tokens that weren't computed."""
+    outputs = _generate(llm, prompts, [WANTED] * len(prompts), max_tokens=1)
+    return [{"params": output.kv_transfer_params, "cached": output.num_cached_tokens} for output in outputs]
+
+
+def decode(llm: Any, prompts: list[list[int]], params: list[dict[str, Any]], max_tokens: int) -> list[list[int]]:
+    """Answers to prompts that were computed elsewhere."""
+    outputs = _generate(llm, prompts, params, max_tokens=max_tokens)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def held(llm: Any) -> int:
+    """Requests that have ended and whose blocks are kept."""
+    return len(scheduler_of(llm).requests)
+
+
+def abort_while_waiting(llm: Any, prompt: list[int], params: dict[str, Any]) -> None:
+    """Aborts a request that waits for its blocks, and lets the engine go on until they are free."""
+    engine, scheduler = llm.llm_engine, scheduler_of(llm)
+    engine.add_request("waits", {"prompt_token_ids": prompt}, _sampling(params, 8))
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(request.status.name == "WAITING_FOR_REMOTE_KVS" for request in scheduler.requests.values()):
+        engine.step()
+        assert time.monotonic() < deadline, "the request doesn't wait for blocks"
+    engine.abort_request(["waits"])
+    assert len(scheduler.requests) == 1, "its blocks are kept while something may write to them"
+    settle(llm)
+
+
+def abort_before_it_runs(llm: Any, prompt: list[int], params: dict[str, Any]) -> None:
+    """Aborts a request that has only just arrived."""
+    llm.llm_engine.add_request("arrived", {"prompt_token_ids": prompt}, _sampling(params, 8))
+    llm.llm_engine.abort_request(["arrived"])
+    settle(llm)
+    # workers learn of it in a step, which a server makes by itself
+    llm.llm_engine.step()
+
+
+def abort_prefill(llm: Any, prompt: list[int]) -> None:
+    """Aborts a prompt that is to be kept, in the middle of its computation."""
+    llm.llm_engine.add_request("prefill", {"prompt_token_ids": prompt}, _sampling(WANTED, 1))
+    llm.llm_engine.step()
+    llm.llm_engine.abort_request(["prefill"])
+    settle(llm)
+
+
+def set_lease(llm: Any, seconds: float) -> None:
+    """Gives blocks that are kept from now on another lease; for engines with one worker."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    group = get_kv_transfer_group()
+    for connector in getattr(group, "sub_connectors", [group]):
+        if type(connector).__name__ == "MooncakeConnectorV1":
+            connector._worker._settings = dataclasses.replace(connector._worker._settings, lease_seconds=seconds)
+
+
+def _generate(llm: Any, prompts: list[list[int]], params: list[dict[str, Any]], max_tokens: int) -> list[Any]:
+    return llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        [_sampling(one, max_tokens) for one in params],
+        use_tqdm=False,
+    )
+
+
+def _sampling(params: dict[str, Any], max_tokens: int) -> Any:
+    from vllm import SamplingParams
+
+    extra = {"kv_transfer_params": dict(params)}
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra)

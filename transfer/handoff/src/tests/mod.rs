@@ -1,0 +1,9 @@
+//! Hand-offs at work, over real sockets and shared memory, and between processes.
+
+mod child;
+mod ends;
+mod faults;
+mod malformed;
+mod refusals;
+mod rig;
+mod shapes;

@@ -1,0 +1,27 @@
+//! What consumers ask producers, and what those answer: questions and answers of the transfer engine, which vouches for who
+//! asks. `docs/handoff.md` fixes every byte.
+
+mod answer;
+mod description;
+mod fields;
+mod question;
+
+pub use answer::{Answer, Status};
+pub use description::DescriptionPage;
+pub use question::{Item, Question};
+
+/// Bytes at the beginning of every message: magic, version, kind, status, zero.
+pub const HEADER_BYTES: usize = 8;
+/// The first bytes of every message.
+pub const MAGIC: [u8; 4] = *b"KVHO";
+/// The version of all of this.
+pub const VERSION: u8 = 1;
+/// The largest message.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+/// Most ranges in one question for grants.
+pub const MAX_ITEMS: usize = 480;
+/// Most blocks in one question for runs.
+pub const MAX_LOCATED: usize = 8192;
+
+#[cfg(test)]
+mod tests;
