@@ -1,10 +1,14 @@
 //! KV that nobody will pull: its keeper is told.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::client::{open, request};
 use crate::mock::{Behaviour, Mock, Seen, Step};
-use crate::setup::{Setup, eventually};
+use crate::setup::{Setup, eventually, serve, settings};
 
 /// A prefill's answer that names the engine with the KV.
 fn kept() -> Behaviour {
@@ -28,18 +32,37 @@ fn words(setup: &Setup) -> Vec<Seen> {
 
 #[tokio::test]
 async fn a_client_that_leaves_between_the_legs_leaves_no_kv() {
-    // the pause between two tries is the time between the legs
-    let mut setup = Setup::with_flags(1, 2, "--retry-delay 30").await;
+    // a decode instance that never accepts a connection: its queue is full
+    let mut stuck = Mock::start("stuck").await;
+    stuck.kill().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(stuck.address).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let mut queue = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(stuck.address)).await {
+        queue.push(stream);
+    }
+    let prefill = vec![Mock::start("p0").await];
+    let decode = vec![stuck, Mock::start("d1").await];
+    let (proxy, stop, served) = serve(settings(&prefill, &decode, "--connect-timeout-ms 60000"));
+    let setup = Setup {
+        prefill,
+        decode,
+        proxy,
+        stop,
+        served,
+    };
     setup.prefill[0].behave(kept());
-    setup.decode[0].kill().await;
     let headers = [("authorization", "Bearer key")];
     let waiting = tokio::spawn(open(
         setup.proxy,
         request("POST", "/v1/completions", &headers, body().to_string()),
     ));
-    eventually("the first try has failed", async || {
-        let line = "kvstored_proxy_retries_total{leg=\"decode\",reason=\"connect\"}";
-        setup.metric(line).await == 1.0
+    let instance = setup.decode[0].address;
+    let line = format!("kvstored_proxy_instance_requests{{role=\"decode\",instance=\"{instance}\"}}");
+    eventually("the decode is to be sent", async || {
+        setup.metric(&line).await == 1.0
     })
     .await;
     assert_eq!(setup.decode[1].count(), 0);
@@ -60,6 +83,7 @@ async fn a_client_that_leaves_between_the_legs_leaves_no_kv() {
     let line = "kvstored_proxy_abandoned_total{result=\"ok\"}";
     eventually("it is counted", async || setup.metric(line).await == 1.0).await;
     setup.is_clean().await;
+    drop((listener, queue));
 }
 
 #[tokio::test]
