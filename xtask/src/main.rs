@@ -1,5 +1,7 @@
 //! Developer commands: `cargo xtask demo | vllm-demo | pd-demo | test | vllm-test | python | lint | fuzz | malformed | crash |
 //! rdma`, and `vllm-bench | mooncake-bench | router-bench`.
+//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`, and
+//! `vllm-bench | mooncake-bench | router-bench`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -22,6 +24,7 @@ mod pd_demo;
 mod process;
 mod python;
 mod rdma;
+mod router_bench;
 mod setup;
 mod test;
 mod vllm_bench;
@@ -60,6 +63,8 @@ enum Command {
     VllmBench(vllm_bench::Options),
     /// Figures of the transfer engine and the pool, beside Mooncake's
     MooncakeBench(mooncake_bench::Options),
+    /// Figures of the proxy, beside vllm-router's and the example's that it stands in for
+    RouterBench(router_bench::Options),
     /// The Python tests with a real vLLM, or those that the arguments name
     VllmTest {
         /// Arguments of pytest; paths are relative to the folder `python`
@@ -111,6 +116,7 @@ fn run(command: Command) -> Outcome {
         Command::Test => test::run(&workspace),
         Command::VllmBench(options) => vllm_bench::run(&workspace, &options),
         Command::MooncakeBench(options) => mooncake_bench::run(&workspace, &options),
+        Command::RouterBench(options) => router_bench::run(&workspace, &options),
         Command::VllmTest { arguments } => python::run_vllm_tests_with(&workspace, &arguments),
         Command::Python => python::set_up(&workspace),
         Command::Lint => lint::run(&workspace),

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::address::Address;
 use crate::answer::{self, Answer};
+use crate::events::{EventSource, follow};
 use crate::health;
 use crate::instance::{Instance, Phase, Role, Upstream};
 use crate::intake::{self, Refusal};
@@ -45,6 +46,19 @@ enum Names {
 struct Change {
     r#type: Kind,
     instances: Names,
+    /// Where the added prefill instances publish KV events, and where they send past ones again; one for each.
+    kv_events: Option<Names>,
+    kv_replays: Option<Names>,
+}
+
+impl Names {
+    fn addresses(&self) -> Result<Vec<Address>> {
+        let names = match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names.as_slice(),
+        };
+        names.iter().map(|name| Address::parse(name)).collect()
+    }
 }
 
 impl Change {
@@ -55,12 +69,29 @@ impl Change {
         }
     }
 
-    fn addresses(&self) -> Result<Vec<Address>> {
-        let names = match &self.instances {
-            Names::One(name) => std::slice::from_ref(name),
-            Names::Several(names) => names.as_slice(),
+    /// Where the instances publish events; as many as there are instances.
+    fn sources(&self, count: usize) -> Result<Vec<Option<EventSource>>> {
+        let listed = |field: &str, names: Option<&Names>| -> Result<Vec<Option<Address>>> {
+            let Some(names) = names else {
+                return Ok(vec![None; count]);
+            };
+            let addresses = names.addresses()?;
+            if addresses.len() == count && self.role() == Role::Prefill {
+                Ok(addresses.into_iter().map(Some).collect())
+            } else {
+                Err(Error::invalid(format!(
+                    "{field} has {} values: one for each prefill instance is needed, which are {count}",
+                    addresses.len()
+                )))
+            }
         };
-        names.iter().map(|name| Address::parse(name)).collect()
+        let events = listed("kv_events", self.kv_events.as_ref())?;
+        let replays = listed("kv_replays", self.kv_replays.as_ref())?;
+        Ok(events
+            .into_iter()
+            .zip(replays)
+            .map(|(events, replay)| events.map(|events| EventSource { events, replay }))
+            .collect())
     }
 }
 
@@ -125,12 +156,13 @@ fn change(proxy: &Arc<Proxy>, path: &str, body: &[u8]) -> Result<Answer> {
         ))
     })?;
     let role = change.role();
-    let addresses = change.addresses()?;
+    let addresses = change.instances.addresses()?;
     let names: Vec<String> = addresses.iter().map(Address::to_string).collect();
     let message = match path {
         "/instances/add" => {
-            for address in &addresses {
-                add(proxy, role, address)?;
+            let sources = change.sources(addresses.len())?;
+            for (address, events) in addresses.iter().zip(sources) {
+                add(proxy, role, address, events)?;
             }
             format!("Instances {names:?} are waiting to be added.")
         }
@@ -164,10 +196,13 @@ fn find(proxy: &Proxy, role: Role, addresses: &[Address]) -> Result<Vec<Arc<Inst
         .collect()
 }
 
-fn add(proxy: &Arc<Proxy>, role: Role, address: &Address) -> Result<()> {
-    let instance = proxy.fleet.add(role, address, Phase::Waiting)?;
+fn add(proxy: &Arc<Proxy>, role: Role, address: &Address, events: Option<EventSource>) -> Result<()> {
+    let instance = proxy
+        .fleet
+        .add_with_events(role, address, Phase::Waiting, events)?;
     if instance.condition.phase() == Phase::Waiting {
         health::watch(proxy, &instance);
+        follow(proxy, &instance);
     }
     Ok(())
 }
@@ -252,6 +287,7 @@ async fn reset_prefix_cache(proxy: &Proxy, head: &request::Parts) -> Answer {
         target,
         headers,
         body: Pieces::from(Bytes::new()),
+        begun: None,
     };
     let mut failed = Vec::new();
     for role in Role::ALL {

@@ -23,6 +23,14 @@ pub struct ProxyArguments {
     #[arg(long, value_name = "PORT", num_args = 1.., default_value = "8001")]
     pub prefiller_ports: Vec<u16>,
 
+    /// Where the prefill instances publish their KV events (ZeroMQ), one for each
+    #[arg(long, value_name = "HOST:PORT", num_args = 1..)]
+    pub prefiller_kv_events: Vec<String>,
+
+    /// Where the prefill instances send past KV events again, one for each
+    #[arg(long, value_name = "HOST:PORT", num_args = 1..)]
+    pub prefiller_kv_replays: Vec<String>,
+
     /// Hosts of the decode instances, one for each port
     #[arg(long, value_name = "HOST", num_args = 1.., default_value = "localhost")]
     pub decoder_hosts: Vec<String>,
@@ -120,4 +128,8 @@ pub struct ProxyArguments {
     /// Prompt chunks whose prefill instance is remembered; 0 routes by load alone
     #[arg(long, value_name = "COUNT", default_value_t = 131_072)]
     pub affinity_chunks: usize,
+
+    /// Let a prefill instance keep KV that nobody will pull until its own lease ends
+    #[arg(long)]
+    pub no_abandon: bool,
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use crate::affinity::PrefixMatches;
 use crate::instance::{Fitness, Instance};
 
 /// What a request costs besides its tokens: scheduling and launching take as long as so many tokens' prefill.
@@ -35,9 +34,8 @@ impl Tried {
     }
 }
 
-/// The cost of a prompt's prefill at an instance.
-pub fn prefill_cost(instance: &Instance, tokens: u64, matches: &PrefixMatches) -> u64 {
-    let cached = (matches.bytes(instance.cache_id()) / BYTES_PER_TOKEN) as u64;
+/// The cost of a prompt's prefill at an instance that has so many of its tokens cached.
+pub fn prefill_cost(instance: &Instance, tokens: u64, cached: u64) -> u64 {
     let load = &instance.load;
     let queue = load.active_tokens() + load.requests() * REQUEST_TOKENS;
     let held = load.held_tokens() * HELD_TENTHS / 10;
@@ -122,9 +120,8 @@ mod tests {
     #[test]
     fn held_kv_counts_against_a_prefill() {
         let fleet = fleet(2);
-        let none = PrefixMatches::default();
         let held = Held::new(Arc::clone(&fleet[0]), 1000);
-        let cost = |instance: &Instance| prefill_cost(instance, 100, &none);
+        let cost = |instance: &Instance| prefill_cost(instance, 100, 0);
         assert_eq!(port(choose(&fleet, &Tried::default(), 0, cost)), 2);
         assert_eq!(cost(&fleet[0]), 400);
         assert!(!fleet[0].is_idle());
@@ -142,7 +139,7 @@ mod tests {
         let matches = history.matches(&chain);
         let pick = || {
             port(choose(&fleet, &Tried::default(), 0, |instance| {
-                prefill_cost(instance, 10_000, &matches)
+                prefill_cost(instance, 10_000, matches.tokens(instance.cache_id()))
             }))
         };
         assert_eq!(pick(), 2);
@@ -152,7 +149,7 @@ mod tests {
         assert_eq!(pick(), 1);
         fleet[1].set_cache_id(99);
         assert_eq!(
-            prefill_cost(&fleet[1], 10_000, &matches),
+            prefill_cost(&fleet[1], 10_000, matches.tokens(fleet[1].cache_id())),
             10_000 + 10_000 + 2 * REQUEST_TOKENS,
             "a restarted instance has nothing cached"
         );

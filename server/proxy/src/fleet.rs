@@ -8,6 +8,7 @@ use kvstored_core::{Error, ErrorKind, Result};
 use parking_lot::RwLock;
 
 use crate::address::Address;
+use crate::events::EventSource;
 use crate::instance::{Instance, Phase, Role};
 use crate::metrics::Metrics;
 
@@ -69,6 +70,17 @@ impl Fleet {
     /// Adds an instance. One that is there already is the error `AlreadyExists`, unless it's drained or leaving: then it
     /// takes requests again.
     pub fn add(&self, role: Role, address: &Address, phase: Phase) -> Result<Arc<Instance>> {
+        self.add_with_events(role, address, phase, None)
+    }
+
+    /// The same with a place where the instance tells what it stores and removes; one that is there already keeps its own.
+    pub fn add_with_events(
+        &self,
+        role: Role,
+        address: &Address,
+        phase: Phase,
+        events: Option<EventSource>,
+    ) -> Result<Arc<Instance>> {
         let mut list = self.list(role).write();
         if let Some(known) = list.iter().find(|known| known.address == *address) {
             return match known.condition.phase() {
@@ -89,14 +101,15 @@ impl Fleet {
             ));
         }
         let times = self.metrics.times(role, &address.to_string());
-        let instance = Arc::new(Instance::new(
+        let instance = Instance::new(
             role,
             address.clone(),
             phase,
             self.next_cache_id(),
             self.connect_timeout,
             times,
-        ));
+        );
+        let instance = Arc::new(instance.with_events(events));
         *list = list
             .iter()
             .cloned()

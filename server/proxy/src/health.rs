@@ -125,6 +125,7 @@ async fn check(instance: &Instance, limit: Duration) -> Health {
         target: Uri::from_static("/health"),
         headers: HeaderMap::new(),
         body: Pieces::from(Bytes::new()),
+        begun: None,
     };
     match timeout(limit, instance.pool.send(&upstream)).await {
         Err(_) => Health::Ill(format!("no answer in {} ms", limit.as_millis())),

@@ -14,6 +14,7 @@ mod answer;
 mod arguments;
 mod choice;
 mod client_stream;
+mod events;
 mod fleet;
 mod health;
 mod instance;
@@ -28,6 +29,7 @@ mod routes;
 mod server;
 mod settings;
 mod sse;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,7 @@ use kvstored_core::{Error, Result, Runtime};
 pub use address::Address;
 pub use affinity::{History, PrefixChain, PrefixMatches, PrefixSource};
 pub use arguments::ProxyArguments;
+pub use events::EventSource;
 pub use server::{ProxyServer, StopHandle};
 pub use settings::Settings;
 pub use sse::{EventSplitter, events};

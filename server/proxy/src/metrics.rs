@@ -45,6 +45,23 @@ pub struct ByReason {
     pub reason: &'static str,
 }
 
+/// Labels of messages sent in the background.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByResult {
+    /// What came of it.
+    pub result: &'static str,
+}
+
+/// Labels of batches of KV events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByBatch {
+    instance: String,
+    result: &'static str,
+}
+
+/// What may come of a batch of KV events.
+const BATCH_RESULTS: [&str; 4] = ["applied", "replayed", "unreadable", "lost"];
+
 /// Histograms of one instance.
 #[derive(Clone, Debug)]
 pub struct InstanceTimes {
@@ -77,10 +94,13 @@ pub struct Metrics {
     pub retries: Family<ByReason, Counter>,
     /// Requests that a decode instance gave back to be prefilled again.
     pub recomputed: Counter,
+    /// Prompts whose KV nobody pulled, by whether its keeper was told.
+    pub abandoned: Family<ByResult, Counter>,
     /// Prompt tokens (estimated) of prefills.
     pub prompt_tokens: Counter,
     /// Those of them that the chosen instance had, going by the affinity's source.
     pub affinity_tokens: Counter,
+    kv_event_batches: Family<ByBatch, Counter>,
     /// Requests under way.
     pub in_flight: Gauge<i64, std::sync::atomic::AtomicI64>,
     /// Connections of clients.
@@ -100,8 +120,10 @@ impl Metrics {
             requests: Family::default(),
             retries: Family::default(),
             recomputed: Counter::default(),
+            abandoned: Family::default(),
             prompt_tokens: Counter::default(),
             affinity_tokens: Counter::default(),
+            kv_event_batches: Family::default(),
             in_flight: Gauge::default(),
             connections: Gauge::default(),
             held_bytes: Gauge::default(),
@@ -128,6 +150,24 @@ impl Metrics {
         let (before, during) = self.families(role);
         before.remove(&label);
         during.remove(&label);
+        if role == Role::Prefill {
+            for result in BATCH_RESULTS {
+                self.kv_event_batches.remove(&ByBatch {
+                    instance: instance.to_owned(),
+                    result,
+                });
+            }
+        }
+    }
+
+    /// Counts a batch of KV events of an instance.
+    pub fn count_batch(&self, instance: &str, result: &'static str) {
+        self.kv_event_batches
+            .get_or_create(&ByBatch {
+                instance: instance.to_owned(),
+                result,
+            })
+            .inc();
     }
 
     fn families(&self, role: Role) -> (&Times, &Times) {
@@ -165,6 +205,11 @@ impl Metrics {
             self.recomputed.clone(),
         );
         registry.register(
+            "abandoned",
+            "Prompts whose KV nobody pulled",
+            self.abandoned.clone(),
+        );
+        registry.register(
             "prompt_tokens",
             "Prompt tokens of prefills, estimated",
             self.prompt_tokens.clone(),
@@ -173,6 +218,11 @@ impl Metrics {
             "affinity_tokens",
             "Prompt tokens sent to where they had been computed, estimated",
             self.affinity_tokens.clone(),
+        );
+        registry.register(
+            "kv_event_batches",
+            "Batches of KV events of an instance",
+            self.kv_event_batches.clone(),
         );
         registry.register("in_flight", "Requests under way", self.in_flight.clone());
         registry.register("connections", "Connections of clients", self.connections.clone());
@@ -206,7 +256,7 @@ type Level = fn(&Instance) -> u64;
 
 impl Collector for Instances {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let levels: [(&str, &str, Level); 4] = [
+        let levels: [(&str, &str, Level); 5] = [
             (
                 "instance_up",
                 "1 while the instance is reachable and takes requests",
@@ -226,6 +276,11 @@ impl Collector for Instances {
                 "instance_held_tokens",
                 "Prompt tokens whose KV the instance holds for a decode instance, estimated",
                 |instance| instance.load.held_tokens(),
+            ),
+            (
+                "instance_known_blocks",
+                "Blocks in the instance's prefix cache, by its KV events",
+                |instance| instance.blocks.known_blocks() as u64,
             ),
         ];
         for (name, help, level) in levels {

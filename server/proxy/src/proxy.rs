@@ -12,6 +12,9 @@ use crate::instance::{Phase, Role};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
+/// Messages about abandoned KV under way at once; KV beyond that stays until its lease ends.
+const MAX_ABANDONS: usize = 64;
+
 /// See the module's page.
 pub struct Proxy {
     /// The settings.
@@ -26,6 +29,8 @@ pub struct Proxy {
     pub runtime: Runtime,
     /// Bytes of request bodies that may still be taken in.
     pub body_budget: Arc<Semaphore>,
+    /// Messages about abandoned KV that may be under way at once.
+    pub abandons: Arc<Semaphore>,
     stopping: AtomicBool,
 }
 
@@ -34,13 +39,12 @@ impl Proxy {
     pub fn new(settings: Settings, runtime: Runtime) -> Result<Arc<Self>> {
         let metrics = Metrics::new();
         let fleet = Fleet::new(metrics.clone(), settings.connect_timeout);
-        for (role, addresses) in [
-            (Role::Prefill, &settings.prefillers),
-            (Role::Decode, &settings.decoders),
-        ] {
-            for address in addresses {
-                fleet.add(role, address, Phase::Active)?;
-            }
+        let mut sources = settings.kv_events.iter().cloned();
+        for address in &settings.prefillers {
+            fleet.add_with_events(Role::Prefill, address, Phase::Active, sources.next())?;
+        }
+        for address in &settings.decoders {
+            fleet.add(Role::Decode, address, Phase::Active)?;
         }
         let affinity: Box<dyn PrefixSource> = if settings.affinity_chunks == 0 {
             Box::new(NoAffinity)
@@ -55,6 +59,7 @@ impl Proxy {
             metrics: Arc::new(metrics),
             runtime,
             body_budget: Arc::new(Semaphore::new(budget)),
+            abandons: Arc::new(Semaphore::new(MAX_ABANDONS)),
             stopping: AtomicBool::new(false),
         }))
     }

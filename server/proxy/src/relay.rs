@@ -15,7 +15,9 @@ use crate::access::Outcome;
 use crate::answer::error_value;
 use crate::legs::{Failure, Job, Next, Started, Stream};
 use crate::recompute::{Generated, is_recomputed, rest_of};
+use crate::request::Name;
 use crate::sse::{EventSplitter, events};
+use crate::usage::put_into_events;
 
 /// The last event's data.
 const DONE: &[u8] = b"[DONE]";
@@ -44,6 +46,17 @@ impl fmt::Debug for Relay {
             .debug_struct("Relay")
             .field("is_done", &self.is_done)
             .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // a client that closes the connection once it has `[DONE]` got everything
+        if self.is_done
+            && let State::Streaming(mut job, stream) = std::mem::replace(&mut self.state, State::Ended)
+        {
+            end_well(&mut job, &stream);
+        }
     }
 }
 
@@ -94,6 +107,7 @@ impl Relay {
         match next {
             Next::Events(run) => match self.look_at(&job, &run) {
                 None => {
+                    let run = with_prefill_s_count(&job, run);
                     job.access.sent_bytes += run.len() as u64;
                     self.state = State::Streaming(job, stream);
                     Some(run)
@@ -196,6 +210,16 @@ impl Relay {
             )),
             Err(failure) => Some(end_broken(job, None, "recomputed", failure.message())),
         }
+    }
+}
+
+/// Puts into events what only the prefill instance knows.
+fn with_prefill_s_count(job: &Job, run: Bytes) -> Bytes {
+    match job.prefill_cached {
+        Some(cached) if job.request.document.has(Name::StreamOptions) => {
+            put_into_events(&run, cached).unwrap_or(run)
+        }
+        _ => run,
     }
 }
 

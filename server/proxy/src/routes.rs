@@ -20,6 +20,7 @@ use crate::proxy::Proxy;
 use crate::recompute::{Generated, is_recomputed, rest_of};
 use crate::relay::Relay;
 use crate::request::{Api, CompletionRequest, Pieces};
+use crate::usage::put_into_answer;
 
 /// How often a request may be given back before the client got any of its answer.
 const MAX_RECOMPUTES: u32 = 16;
@@ -170,11 +171,14 @@ fn note_and_rest(job: &Job, generated: &mut Generated, whole: &Whole) -> Result<
 }
 
 fn succeed(mut job: Box<Job>, whole: Whole, generated: &Generated) -> Answer {
-    let body = if generated.tokens() == 0 {
+    let mut body = if generated.tokens() == 0 {
         whole.body
     } else {
         generated.put_before(job.request.api, &whole.body)
     };
+    if let Some(cached) = job.prefill_cached {
+        body = put_into_answer(&body, cached).unwrap_or(body);
+    }
     job.access.status = whole.status.as_u16();
     job.access.sent_bytes = body.len() as u64;
     job.access.succeed();
@@ -214,6 +218,7 @@ async fn models(proxy: &Proxy, head: &request::Parts) -> Answer {
         target: Uri::from_static("/v1/models"),
         headers: intake::passed_on(&head.headers),
         body: Pieces::from(Bytes::new()),
+        begun: None,
     };
     let mut last = None;
     for role in Role::ALL {

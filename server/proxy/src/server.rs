@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::client_stream::ClientStream;
+use crate::events;
 use crate::health;
 use crate::instance::Role;
 use crate::proxy::Proxy;
@@ -61,6 +62,7 @@ impl ProxyServer {
         for role in Role::ALL {
             for instance in proxy.fleet.instances(role).iter() {
                 health::watch(&proxy, instance);
+                events::follow(&proxy, instance);
             }
         }
         let names = |role| {

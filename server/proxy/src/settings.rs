@@ -8,6 +8,7 @@ use kvstored_core::{Error, Result};
 
 use crate::address::{Address, canonical};
 use crate::arguments::ProxyArguments;
+use crate::events::EventSource;
 
 /// The longest pause a flag in seconds may ask for.
 const MAX_PAUSE_SECONDS: f64 = 86_400.0;
@@ -23,6 +24,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Prefill instances at the start.
     pub prefillers: Vec<Address>,
+    /// Where the prefill instances tell what they store and remove: of all of them or of none.
+    pub kv_events: Vec<EventSource>,
     /// Decode instances at the start.
     pub decoders: Vec<Address>,
     /// Tries of one leg, at least one.
@@ -65,6 +68,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Prompt chunks remembered.
     pub affinity_chunks: usize,
+    /// Whether KV that nobody will pull is given up at once.
+    pub abandon: bool,
 }
 
 impl Settings {
@@ -80,6 +85,7 @@ impl Settings {
         Ok(Self {
             listen: SocketAddr::new(listen_ip(&a.host)?, a.port),
             prefillers: instances("prefiller", &a.prefiller_hosts, &a.prefiller_ports)?,
+            kv_events: event_sources(a)?,
             decoders: instances("decoder", &a.decoder_hosts, &a.decoder_ports)?,
             tries: a.max_retries.max(1),
             retry_delay: seconds("--retry-delay", a.retry_delay)?,
@@ -102,6 +108,7 @@ impl Settings {
             health_timeout: milliseconds("--health-timeout-ms", a.health_timeout_ms)?,
             drain_timeout: Duration::from_millis(a.drain_timeout_ms),
             affinity_chunks: a.affinity_chunks,
+            abandon: !a.no_abandon,
         })
     }
 }
@@ -155,6 +162,43 @@ fn instances(role: &str, hosts: &[String], ports: &[u16]) -> Result<Vec<Address>
         found.push(address);
     }
     Ok(found)
+}
+
+fn event_sources(a: &ProxyArguments) -> Result<Vec<EventSource>> {
+    let (events, replays) = (&a.prefiller_kv_events, &a.prefiller_kv_replays);
+    for (flag, values, wanted) in [
+        ("--prefiller-kv-events", events, a.prefiller_hosts.len()),
+        ("--prefiller-kv-replays", replays, events.len()),
+    ] {
+        if !values.is_empty() && values.len() != wanted {
+            let whose = if flag == "--prefiller-kv-events" {
+                "prefill instance"
+            } else {
+                "value of --prefiller-kv-events"
+            };
+            return Err(Error::invalid(format!(
+                "{flag} has {} values ({}): one for each {whose} is needed, which are {wanted}",
+                values.len(),
+                values.join(" "),
+            )));
+        }
+    }
+    let address = |flag: &str, text: &String| {
+        Address::parse(text).map_err(|error| Error::invalid(format!("{flag}: {}", error.message())))
+    };
+    let mut replays = replays.iter();
+    events
+        .iter()
+        .map(|text| {
+            Ok(EventSource {
+                events: address("--prefiller-kv-events", text)?,
+                replay: replays
+                    .next()
+                    .map(|text| address("--prefiller-kv-replays", text))
+                    .transpose()?,
+            })
+        })
+        .collect()
 }
 
 fn log_filter(level: &str) -> Result<&'static str> {
@@ -265,6 +309,16 @@ mod tests {
                 "--prefiller-hosts ::1 [0:0::1] --prefiller-ports 7 7",
                 &["--prefiller-hosts", "[::1]:7", "twice"],
             ),
+            (
+                "--prefiller-kv-events a:1 b:2",
+                &["--prefiller-kv-events", "a:1 b:2", "1"],
+            ),
+            ("--prefiller-kv-events a", &["--prefiller-kv-events", "\"a\""]),
+            (
+                "--prefiller-kv-events a:1 --prefiller-kv-replays a:0",
+                &["--prefiller-kv-replays", "port 0"],
+            ),
+            ("--prefiller-kv-replays a:1", &["--prefiller-kv-replays", "a:1"]),
             ("--prefiller-hosts a/b", &["--prefiller-hosts", "a/b"]),
             ("--decoder-ports 0", &["--decoder-ports", "port 0"]),
             ("--decoder-ports 70000", &["--decoder-ports", "70000"]),

@@ -14,7 +14,12 @@ use crate::workspace::Workspace;
 /// The package's folder, relative to the root.
 const PACKAGE: &str = "python";
 /// Other folders with Python code.
-const OTHER_FOLDERS: [&str; 3] = ["xtask/python", "benches/vllm", "benches/vs_mooncake"];
+const OTHER_FOLDERS: [&str; 4] = [
+    "xtask/python",
+    "benches/vllm",
+    "benches/vs_mooncake",
+    "benches/vs_router",
+];
 const SETTINGS: &str = "python/pyproject.toml";
 /// Folders of tests, relative to the package's, that run where there is no engine …
 const UNIT_TESTS: [&str; 2] = ["tests/unit", "tests/lab"];

@@ -16,6 +16,11 @@ pub use demo::{Options as DemoOptions, run as run_demo};
 
 use environment::Kind;
 
+/// An interpreter of this machine, without packages of its own.
+pub fn interpreter() -> Result<PathBuf, Failure> {
+    interpreter::find()
+}
+
 /// The interpreter of vLLM's environment with the package in it, built for figures.
 pub fn vllm_for_figures(workspace: &Workspace) -> Result<PathBuf, Failure> {
     for_figures(workspace, Kind::Vllm)

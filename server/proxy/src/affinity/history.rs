@@ -94,7 +94,7 @@ mod tests {
             (matches.chunks(1), matches.chunks(2), matches.chunks(3)),
             (8, 4, 0)
         );
-        assert_eq!(matches.bytes(2), 4 * super::super::CHUNK_BYTES);
+        assert_eq!(matches.tokens(2), 512);
         assert_eq!(history.matches(&chain(&[(b'z', 4)])), PrefixMatches::default());
         history.clear();
         assert_eq!(history.matches(&chain(&[(b'a', 4)])), PrefixMatches::default());

@@ -2,13 +2,16 @@
 //!
 //! A prompt is cut into chunks of bytes, and each chunk's hash covers all before it, so two prompts share a hash exactly
 //! if they begin with the same bytes. [`PrefixSource`] says who has which chunks; [`History`] answers from what this proxy
-//! sent where. A source that follows the instances' own KV events can stand in its place.
+//! sent where. Where an instance's own KV events are followed and a prompt is a list of token ids, they decide instead
+//! ([`crate::events`]).
 
 mod history;
 
 use twox_hash::XxHash3_64;
 
 pub use history::History;
+
+use crate::choice::BYTES_PER_TOKEN;
 
 /// Bytes of prompt in a chunk: about 128 tokens of text.
 const CHUNK_BYTES: usize = 512;
@@ -70,9 +73,9 @@ impl PrefixMatches {
             .map_or(0, |(_, chunks)| *chunks)
     }
 
-    /// Bytes of prompt from the beginning that a cache has.
-    pub fn bytes(&self, cache_id: u32) -> usize {
-        self.chunks(cache_id) * CHUNK_BYTES
+    /// Tokens from the beginning that a cache has, estimated.
+    pub fn tokens(&self, cache_id: u32) -> u64 {
+        (self.chunks(cache_id) * CHUNK_BYTES / BYTES_PER_TOKEN) as u64
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::address::Address;
+use crate::events::{BlockIndex, EventSource};
 use crate::metrics::InstanceTimes;
 
 pub use condition::{Condition, Fitness, Phase};
@@ -59,6 +60,10 @@ pub struct Instance {
     pub idle: Notify,
     /// Woken when a request met trouble that a health check should look at.
     pub troubled: Notify,
+    /// Where it tells what it stores and removes.
+    pub events: Option<EventSource>,
+    /// What it has, by its own account.
+    pub blocks: BlockIndex,
     cache_id: AtomicU32,
 }
 
@@ -83,8 +88,16 @@ impl Instance {
             times,
             idle: Notify::new(),
             troubled: Notify::new(),
+            events: None,
+            blocks: BlockIndex::default(),
             cache_id: AtomicU32::new(cache_id),
         }
+    }
+
+    /// The same with a place where it tells what it stores and removes.
+    pub fn with_events(mut self, events: Option<EventSource>) -> Self {
+        self.events = events;
+        self
     }
 
     /// The name of its prefix cache's present content; another one after a restart.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -40,6 +41,8 @@ pub struct Upstream {
     pub headers: HeaderMap,
     /// The body.
     pub body: Pieces,
+    /// Set as soon as the instance may have seen the request.
+    pub begun: Option<Arc<AtomicBool>>,
 }
 
 /// An answer's head, its body, and the connection both come over.
@@ -170,6 +173,9 @@ impl Pool {
     }
 
     fn request(&self, upstream: &Upstream) -> Request<Pieces> {
+        if let Some(begun) = &upstream.begun {
+            begun.store(true, Ordering::Relaxed);
+        }
         let mut request = Request::new(upstream.body.clone());
         *request.method_mut() = upstream.method.clone();
         *request.uri_mut() = upstream.target.clone();

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
 use hyper::header::HeaderValue;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::abandon::Claim;
 use super::exchange::{Trouble, Whole, content_type, exchange, read_whole};
 use super::prefill::Prefilled;
 use super::{Job, judge};
@@ -22,6 +23,8 @@ use crate::sse::EventSplitter;
 
 /// The largest event of a stream.
 const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Events that are there already go out together, up to about so many bytes.
+const GATHERED_BYTES: usize = 16 << 10;
 /// How the type of a streamed answer begins.
 const EVENT_STREAM: &[u8] = b"text/event-stream";
 
@@ -62,7 +65,8 @@ impl Job {
         instance: &Arc<Instance>,
     ) -> Result<Started, Trouble> {
         let active = Active::new(Arc::clone(instance), request.tokens);
-        let upstream = self.upstream(request, request.decode_body(prefilled.transfer.as_ref()));
+        let mut upstream = self.upstream(request, request.decode_body(prefilled.transfer.as_ref()));
+        upstream.begun = prefilled.claim.as_ref().map(Claim::begun);
         let sent = Instant::now();
         let started = if request.stream {
             let limit = self.proxy.settings.first_event_timeout;
@@ -154,7 +158,9 @@ async fn open_stream(
     let now = Instant::now();
     Ok(Started::Stream(Box::new(Stream {
         content_type,
-        first: Some(first),
+        gathered: first,
+        has_yielded: false,
+        after: None,
         body,
         lease: Some(lease),
         splitter,
@@ -172,7 +178,12 @@ async fn open_stream(
 pub struct Stream {
     /// The type of the body.
     pub content_type: HeaderValue,
-    first: Option<Bytes>,
+    /// Events that go out with the next ones, if those are about to come.
+    gathered: Bytes,
+    /// Others had their turn since the last event came.
+    has_yielded: bool,
+    /// What follows the gathered events.
+    after: Option<Next>,
     body: Incoming,
     lease: Option<Lease>,
     splitter: EventSplitter,
@@ -213,11 +224,55 @@ impl Stream {
         }
     }
 
-    /// The next events.
+    /// The next events. The connection hands over one piece at a time, so before events go out it gets the turn to hand over
+    /// more: what came together leaves together, in one write instead of many.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Next::Events(first));
+        if let Some(after) = self.after.take() {
+            return Poll::Ready(after);
         }
+        while self.gathered.len() < GATHERED_BYTES {
+            match self.poll_one(context) {
+                Poll::Ready(Next::Events(run)) => {
+                    self.has_yielded = false;
+                    self.gather(run);
+                }
+                Poll::Ready(end) if self.gathered.is_empty() => return Poll::Ready(end),
+                Poll::Ready(end) => {
+                    self.after = Some(end);
+                    break;
+                }
+                Poll::Pending if self.gathered.is_empty() => return Poll::Pending,
+                Poll::Pending if self.has_yielded => break,
+                Poll::Pending => {
+                    self.has_yielded = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.has_yielded = false;
+        Poll::Ready(Next::Events(std::mem::take(&mut self.gathered)))
+    }
+
+    fn gather(&mut self, run: Bytes) {
+        if self.gathered.is_empty() {
+            self.gathered = run;
+            return;
+        }
+        // the same memory again if nobody else has it
+        let mut all = match std::mem::take(&mut self.gathered).try_into_mut() {
+            Ok(all) => all,
+            Err(shared) => {
+                let mut all = BytesMut::with_capacity(GATHERED_BYTES.min(4 * (shared.len() + run.len())));
+                all.extend_from_slice(&shared);
+                all
+            }
+        };
+        all.extend_from_slice(&run);
+        self.gathered = all.freeze();
+    }
+
+    fn poll_one(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         loop {
             let frame = match Pin::new(&mut self.body).poll_frame(context) {
                 Poll::Ready(frame) => frame,

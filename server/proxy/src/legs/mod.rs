@@ -5,6 +5,7 @@
 //! makes the KV's place worthless: its keeper frees it once it was pulled. So the prompt is prefilled again then, which the
 //! prefix cache makes cheap, instead of risking another request's KV.
 
+mod abandon;
 mod decode;
 mod exchange;
 mod prefill;
@@ -17,6 +18,7 @@ use hyper::{Method, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::prefill::Prefilled;
 use crate::access::Access;
 use crate::choice::Tried;
 use crate::instance::{Instance, Upstream};
@@ -78,9 +80,11 @@ pub struct Job {
     pub request: CompletionRequest,
     /// What the log will say.
     pub access: Access,
-    headers: HeaderMap,
+    headers: Arc<HeaderMap>,
     upstream_id: String,
     prefills: u32,
+    /// How many of the prompt's tokens the first prefill found cached, if its instance tells.
+    pub prefill_cached: Option<u64>,
     deadline: Instant,
     _body: OwnedSemaphorePermit,
 }
@@ -100,9 +104,10 @@ impl Job {
             proxy,
             request,
             access,
-            headers,
+            headers: Arc::new(headers),
             upstream_id,
             prefills: 0,
+            prefill_cached: None,
             deadline,
             _body: body,
         }
@@ -128,19 +133,25 @@ impl Job {
 
     async fn run_legs(&mut self, request: &CompletionRequest) -> Result<Started, Failure> {
         let (mut prefillers, mut decoders) = (Tried::default(), Tried::default());
-        let mut prefilled = self.prefill(request, &mut prefillers).await?;
+        let is_split = !request.is_indivisible();
+        let mut prefilled = if is_split {
+            self.prefill(request, &mut prefillers).await?
+        } else {
+            Prefilled::default()
+        };
         let mut tries = 1;
         loop {
             let trouble = match self.decode(request, &prefilled, &mut decoders).await {
                 Ok(started) => return Ok(started),
                 Err(trouble) => trouble,
             };
+            prefilled.not_pulled();
             if !trouble.retry || tries >= self.proxy.settings.tries {
                 return Err(trouble.failure);
             }
             self.before_retry("decode", &trouble, tries).await;
             tries += 1;
-            if trouble.seen {
+            if trouble.seen && is_split {
                 // let the old KV go before new is made
                 drop(prefilled);
                 prefilled = self.prefill(request, &mut prefillers).await?;
@@ -178,7 +189,7 @@ impl Job {
 
     /// A request to an instance. Both legs have the same id; a prefill that is done again makes another.
     fn upstream(&self, request: &CompletionRequest, body: Pieces) -> Upstream {
-        let mut headers = self.headers.clone();
+        let mut headers = HeaderMap::clone(&self.headers);
         let id = if self.prefills <= 1 {
             HeaderValue::from_str(&self.upstream_id)
         } else {
@@ -192,6 +203,7 @@ impl Job {
             target: Uri::from_static(request.api.path()),
             headers,
             body,
+            begun: None,
         }
     }
 

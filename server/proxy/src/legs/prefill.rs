@@ -6,19 +6,32 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use tokio::time::Instant;
 
+use super::abandon::Claim;
 use super::exchange::{Trouble, exchange};
 use super::{Failure, Job, judge};
-use crate::choice::{BYTES_PER_TOKEN, Tried, choose, prefill_cost};
+use crate::choice::{Tried, choose, prefill_cost};
 use crate::instance::{Active, Held, Instance, Role};
 use crate::request::{CompletionRequest, Document, Name};
+use crate::usage::cached_tokens;
 
 /// A prompt whose KV lies at a prefill instance.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Prefilled {
     /// Where, in the instance's words. None if it keeps nothing: the decode instance then computes the prompt itself.
     pub transfer: Option<Bytes>,
+    /// The right to pull it.
+    pub claim: Option<Claim>,
     /// The KV in the instance's load, until a decode instance has it.
     _held: Option<Held>,
+}
+
+impl Prefilled {
+    /// A decode instance failed to pull it, as far as is known.
+    pub fn not_pulled(&self) {
+        if let Some(claim) = &self.claim {
+            claim.failed();
+        }
+    }
 }
 
 impl Job {
@@ -29,19 +42,28 @@ impl Job {
         tried: &mut Tried,
     ) -> Result<Prefilled, Failure> {
         let matches = self.proxy.affinity.matches(&request.chain);
+        let mut ids = None;
         let mut tries = 1;
         loop {
             let proxy = &self.proxy;
             let instances = proxy.fleet.instances(Role::Prefill);
+            if ids.is_none() && instances.iter().any(|instance| instance.events.is_some()) {
+                ids = request.token_ids();
+            }
+            // what an instance says itself is better than what was sent there
+            let cached = |instance: &Instance| {
+                ids.as_ref()
+                    .and_then(|ids| instance.blocks.cached_tokens(ids))
+                    .unwrap_or_else(|| matches.tokens(instance.cache_id()))
+            };
             let instance = choose(
                 &instances,
                 tried,
                 proxy.fleet.next_turn(Role::Prefill),
-                |instance| prefill_cost(instance, request.tokens, &matches),
+                |instance| prefill_cost(instance, request.tokens, cached(instance)),
             )
             .ok_or_else(|| Self::nobody("prefill"))?;
-            let cached = (matches.bytes(instance.cache_id()) / BYTES_PER_TOKEN) as u64;
-            self.access.cached_tokens = cached.min(request.tokens);
+            self.access.cached_tokens = cached(&instance).min(request.tokens);
             self.access.prefill = Some(Arc::clone(&instance));
             match self.prefill_at(request, &instance).await {
                 Ok(prefilled) => {
@@ -97,6 +119,9 @@ impl Job {
                 error,
             )
         })?;
+        if self.prefill_cached.is_none() {
+            self.prefill_cached = cached_tokens(&document);
+        }
         let transfer = document
             .value_bytes(Name::KvTransferParams)
             .filter(|raw| raw.starts_with(b"{"));
@@ -104,6 +129,9 @@ impl Job {
             tracing::debug!(id = self.access.id(), instance = %instance.name, "prefill keeps no KV");
         }
         Ok(Prefilled {
+            claim: transfer
+                .as_ref()
+                .and_then(|transfer| Claim::new(&self.proxy, &self.headers, request, transfer)),
             _held: transfer
                 .is_some()
                 .then(|| Held::new(Arc::clone(instance), request.tokens)),

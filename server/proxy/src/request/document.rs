@@ -34,10 +34,16 @@ pub enum Name {
     MaxCompletionTokens,
     MinTokens,
     N,
+    BestOf,
+    UseBeamSearch,
     AddGenerationPrompt,
     ContinueFinalMessage,
+    PromptLogprobs,
+    Echo,
+    Logprobs,
     KvTransferParams,
     VllmXargs,
+    Usage,
     /// Any other field.
     #[serde(other)]
     Other,

@@ -16,13 +16,17 @@ pub use pieces::Pieces;
 /// The parameters that ask a prefill instance to keep the prompt's KV for a decode instance.
 const KEEP_FOR_DECODE: &[u8] = br#""kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null},"stream":false,"max_tokens":1,"min_tokens":1"#;
 /// Fields of the client's request that the prefill leg must not have.
-const NOT_FOR_PREFILL: [Name; 6] = [
+const NOT_FOR_PREFILL: [Name; 9] = [
     Name::KvTransferParams,
     Name::Stream,
     Name::StreamOptions,
     Name::MaxTokens,
     Name::MaxCompletionTokens,
     Name::MinTokens,
+    // each of several answers would keep the prompt's KV
+    Name::N,
+    Name::BestOf,
+    Name::UseBeamSearch,
 ];
 
 /// Which completion API a request uses.
@@ -99,6 +103,38 @@ impl CompletionRequest {
         })
     }
 
+    /// Whether one instance has to do all of it. The prompt's own probabilities come only from where the prompt is computed;
+    /// and of several prompts a prefill instance would keep the KV of all, but name that of one.
+    pub fn is_indivisible(&self) -> bool {
+        let is_set = |name| {
+            self.document
+                .value(name)
+                .is_some_and(|value| value != b"null" && value != b"false")
+        };
+        is_set(Name::PromptLogprobs)
+            || is_set(Name::Echo) && is_set(Name::Logprobs)
+            || self.has_several_prompts()
+    }
+
+    fn has_several_prompts(&self) -> bool {
+        if self.api != Api::Completions {
+            return false;
+        }
+        let prompt = self.document.value(Name::Prompt).unwrap_or_default();
+        let inside = prompt.strip_prefix(b"[").unwrap_or_default().trim_ascii_start();
+        matches!(inside.first(), Some(b'[' | b'"'))
+            && self
+                .document
+                .read::<Vec<&RawValue>>(Name::Prompt)
+                .is_some_and(|prompts| prompts.len() > 1)
+    }
+
+    /// The prompt's token ids, if it is a list of them and nothing else decides its KV.
+    pub fn token_ids(&self) -> Option<Vec<u32>> {
+        let is_plain = self.api == Api::Completions && !self.document.has(Name::CacheSalt);
+        is_plain.then(|| self.document.read(Name::Prompt)).flatten()
+    }
+
     /// The body of the prefill leg: one token, no stream, and the KV kept.
     pub fn prefill_body(&self) -> Pieces {
         let mut added = vec![Bytes::from_static(KEEP_FOR_DECODE)];
@@ -169,7 +205,7 @@ mod tests {
     fn the_legs_get_what_the_protocol_says() {
         let request = request(&json!({
             "model": "m", "prompt": "p", "stream": true, "stream_options": {"include_usage": true},
-            "max_tokens": 9, "max_completion_tokens": 9, "min_tokens": 3, "temperature": 0.5,
+            "max_tokens": 9, "max_completion_tokens": 9, "min_tokens": 3, "temperature": 0.5, "n": 2, "best_of": 3,
             "kv_transfer_params": {"remote_host": "evil"},
         }));
         assert!(request.stream);
@@ -218,6 +254,41 @@ mod tests {
         assert!(CompletionRequest::parse(Api::Chat, Bytes::from_static(fine.as_bytes())).is_ok());
         for body in [r#"{"stream":1}"#, r#"{"stream":"true"}"#] {
             assert!(CompletionRequest::parse(Api::Chat, Bytes::from_static(body.as_bytes())).is_err());
+        }
+    }
+
+    #[test]
+    fn what_one_instance_has_to_do_is_known() {
+        for (body, indivisible) in [
+            (json!({"prompt": ["a", "b"]}), true),
+            (json!({"prompt": [[1, 2], [3]]}), true),
+            (json!({"prompt": ["a"]}), false),
+            (json!({"prompt": [[1, 2]]}), false),
+            (json!({"prompt": [1, 2]}), false),
+            (json!({"prompt": "[\"a\",\"b\"]"}), false),
+            (json!({"prompt_logprobs": 0}), true),
+            (json!({"echo": true, "logprobs": 1}), true),
+            (
+                json!({"prompt_logprobs": null, "echo": false, "logprobs": 1}),
+                false,
+            ),
+            (json!({"echo": true, "logprobs": null}), false),
+            (json!({"logprobs": 5}), false),
+        ] {
+            assert_eq!(request(&body).is_indivisible(), indivisible, "{body}");
+        }
+    }
+
+    #[test]
+    fn ids_are_read_where_nothing_else_decides() {
+        assert_eq!(request(&json!({"prompt": [1, 2]})).token_ids(), Some(vec![1, 2]));
+        for body in [
+            json!({"prompt": "p"}),
+            json!({"prompt": [[1, 2]]}),
+            json!({"prompt": [-1]}),
+            json!({"prompt": [1], "cache_salt": "s"}),
+        ] {
+            assert_eq!(request(&body).token_ids(), None, "{body}");
         }
     }
 

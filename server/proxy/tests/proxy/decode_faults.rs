@@ -230,3 +230,22 @@ async fn a_client_that_leaves_takes_both_legs_with_it() {
         .sum();
     assert_eq!(gone, 3.0);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_with_everything_is_no_client_that_left() {
+    let setup = Setup::new(1, 1).await;
+    let mut steps = good_stream(false);
+    steps.push(Step::Stall);
+    setup.decode[0].behave(Behaviour::Script(SSE, steps));
+    let body = json!({"prompt": "p", "stream": true}).to_string();
+    let mut answer = open(setup.proxy, request("POST", "/v1/completions", &[], body)).await;
+    let mut text = Vec::new();
+    while !text.ends_with(b"data: [DONE]\n\n") {
+        let frame = answer.body_mut().frame().await.unwrap().unwrap();
+        text.extend_from_slice(frame.data_ref().unwrap());
+    }
+    drop(answer);
+    let line = "kvstored_proxy_requests_total{route=\"completions\",outcome=\"ok\",code=\"200\"}";
+    eventually("it is counted", async || setup.metric(line).await == 1.0).await;
+    setup.is_clean().await;
+}

@@ -58,6 +58,35 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
+async fn a_body_of_a_hundred_megabytes_is_not_taken_in() {
+    let setup = Setup::new(1, 1).await;
+    let mut stream = TcpStream::connect(setup.proxy).await.unwrap();
+    let chunk = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (mut reading, mut writing) = stream.split();
+    let send = async {
+        writing.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..100 {
+            if writing.write_all(chunk.as_bytes()).await.is_err() {
+                return true;
+            }
+        }
+        false
+    };
+    let mut answer = [0; 13];
+    let read = async { reading.read_exact(&mut answer).await };
+    let (was_cut_off, read) = timeout(HANG, async { tokio::join!(send, read) }).await.unwrap();
+    assert!(was_cut_off, "most of it was never read");
+    // the reset that follows may overtake the answer
+    if read.is_ok() {
+        assert_eq!(&answer, b"HTTP/1.1 413 ");
+    }
+    assert_eq!(setup.prefill[0].count(), 0);
+    assert_eq!(get(setup.proxy, "/healthcheck").await.status, 200);
+    setup.is_clean().await;
+}
+
+#[tokio::test]
 async fn a_large_prompt_arrives_whole() {
     let setup = Setup::new(1, 1).await;
     let prompt = "long \"prompt\" ".repeat(500_000);

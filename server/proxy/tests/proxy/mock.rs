@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// What an instance does with requests for completions.
@@ -69,6 +70,8 @@ pub struct State {
     /// Answers that were let go before their end.
     cancelled: AtomicUsize,
     connections: AtomicUsize,
+    /// Answers that hang end with a broken connection when this is told.
+    break_pending: Notify,
 }
 
 pub struct Mock {
@@ -92,6 +95,7 @@ impl Mock {
             health: Mutex::new(200),
             cancelled: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            break_pending: Notify::new(),
         });
         let server = tokio::spawn(serve(listener, Arc::clone(&state)));
         Self {
@@ -124,6 +128,11 @@ impl Mock {
 
     pub fn cancelled(&self) -> usize {
         self.state.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Breaks the connections of answers that hang.
+    pub fn break_pending(&self) {
+        self.state.break_pending.notify_waiters();
     }
 
     pub fn connections(&self) -> usize {
@@ -207,7 +216,8 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         )),
         Behaviour::Hang => {
             let _pending = Pending(Arc::clone(&state));
-            std::future::pending().await
+            state.break_pending.notified().await;
+            Err(io::ErrorKind::Other.into())
         }
         Behaviour::Close => Err(io::ErrorKind::Other.into()),
         Behaviour::Script(content_type, steps) => Ok(reply(&state, 200, content_type, steps)),

@@ -136,3 +136,28 @@ async fn with_all_prefill_instances_down_the_answer_comes_at_once() {
     assert_eq!(reply.headers["retry-after"], "1");
     setup.is_clean().await;
 }
+
+#[tokio::test]
+async fn a_prefill_instance_killed_before_its_kv_was_pulled_costs_no_request() {
+    let mut setup = Setup::new(2, 1).await;
+    setup.decode[0].behave(Behaviour::Hang);
+    let proxy = setup.proxy;
+    let body = json!({"prompt": "p", "stream": true});
+    let client = tokio::spawn(async move { post(proxy, "/v1/completions", &body).await });
+    eventually("the decode instance pulls", async || setup.decode[0].count() == 1).await;
+    let killed = usize::from(setup.prefill[1].count() > 0);
+    let named = setup.decode[0].seen()[0].body["kv_transfer_params"]["remote_host"].clone();
+    assert_eq!(named, format!("p{killed}"));
+    setup.prefill[killed].kill().await;
+    // what it answers when nobody is there to pull from
+    setup.decode[0].behave(Behaviour::Good);
+    setup.decode[0].break_pending();
+    let reply = client.await.unwrap();
+    assert_eq!(reply.events().last().unwrap(), "[DONE]");
+    let last = setup.decode[0].seen().pop().unwrap();
+    assert_eq!(
+        last.body["kv_transfer_params"]["remote_host"],
+        format!("p{}", 1 - killed)
+    );
+    setup.is_clean().await;
+}

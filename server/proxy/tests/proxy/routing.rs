@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::client::{self, post, request, send};
-use crate::mock::Mock;
+use crate::mock::{Behaviour, Mock, Step, good_stream};
 use crate::setup::{Setup, serve, settings};
 
 #[tokio::test]
@@ -188,4 +188,57 @@ async fn instances_and_clients_may_be_on_ipv6() {
     assert_eq!(reply.events().last().unwrap(), "[DONE]");
     let headers = &mocks.0[0].seen()[0].headers;
     assert_eq!(headers["host"], mocks.0[0].address.to_string());
+}
+
+#[tokio::test]
+async fn the_count_of_cached_tokens_is_the_prefill_instance_s() {
+    let setup = Setup::new(1, 1).await;
+    let prefilled = json!({
+        "choices": [{"text": "x"}],
+        "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}},
+        "kv_transfer_params": {"remote_block_ids": [1]},
+    });
+    let prefilled = Behaviour::Script("application/json", vec![Step::Data(prefilled.to_string())]);
+    setup.prefill[0].behave(prefilled);
+    let answer = json!({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 9, "completion_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 9}}});
+    let mut expected = answer.clone();
+    expected["usage"]["prompt_tokens_details"]["cached_tokens"] = json!(4);
+    let whole = Behaviour::Script("application/json", vec![Step::Data(answer.to_string())]);
+    setup.decode[0].behave(whole);
+    assert_eq!(setup.whole().await.json(), expected);
+
+    let usage = format!("data: {}\n\n", json!({"choices": [], "usage": answer["usage"]}));
+    let mut steps = good_stream(false);
+    let done = steps.pop().unwrap();
+    steps.extend([Step::Data(usage), done]);
+    setup.decode[0].behave(Behaviour::Script("text/event-stream", steps));
+    let body = json!({"prompt": "p", "stream": true, "stream_options": {"include_usage": true}});
+    let events = setup.complete(&body).await.events();
+    let last: serde_json::Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+    assert_eq!(last, json!({"choices": [], "usage": expected["usage"]}));
+    assert_eq!(events.len(), 18);
+
+    // where the prefill instance doesn't tell, nothing is changed
+    setup.prefill[0].behave(Behaviour::Good);
+    let whole = Behaviour::Script("application/json", vec![Step::Data(answer.to_string())]);
+    setup.decode[0].behave(whole);
+    assert_eq!(setup.whole().await.json(), answer);
+    setup.is_clean().await;
+}
+
+#[tokio::test]
+async fn what_one_instance_has_to_do_goes_to_a_decode_instance_alone() {
+    let setup = Setup::new(1, 1).await;
+    for body in [
+        json!({"prompt": "p", "prompt_logprobs": 2}),
+        json!({"prompt": ["p", "q"]}),
+        json!({"prompt": "p", "echo": true, "logprobs": 1, "stream": true}),
+    ] {
+        assert_eq!(setup.complete(&body).await.status, 200);
+        let seen = setup.decode[0].seen();
+        assert_eq!(seen.last().unwrap().body, body);
+    }
+    assert_eq!(setup.prefill[0].count(), 0);
+    setup.is_clean().await;
 }
