@@ -1,7 +1,5 @@
 //! Developer commands: `cargo xtask demo | vllm-demo | pd-demo | test | vllm-test | python | lint | fuzz | malformed | crash |
 //! rdma`, and `vllm-bench | mooncake-bench | router-bench`.
-//! Developer commands: `cargo xtask demo | vllm-demo | test | vllm-test | python | lint | fuzz | crash | rdma`, and
-//! `vllm-bench | mooncake-bench | router-bench`.
 //!
 //! Each command sets up by itself whatever a fresh machine lacks, says what it does, and exits with a non-zero
 //! status when anything failed.
@@ -19,8 +17,8 @@ mod lint;
 mod malformed;
 mod manifest;
 mod mooncake_bench;
-mod prepare;
 mod pd_demo;
+mod prepare;
 mod process;
 mod python;
 mod rdma;

@@ -141,7 +141,8 @@ impl Needed<'_> {
                 .iter()
                 .all(|(source, shape)| shape.heads == source.rank.heads);
         let single = |shape: &Shape| shape.heads == 1;
-        if !divided && !(single(&self.shape) && candidates.iter().all(|(_, shape)| single(shape))) {
+        let undivided = single(&self.shape) && candidates.iter().all(|(_, shape)| single(shape));
+        if !divided && !undivided {
             return Err(mismatch(format!(
                 "layer {} is divided by heads on one side only",
                 self.layer.name

@@ -102,14 +102,13 @@ impl Hold {
         let index = self.runs.partition_point(|run| run.end() <= item.first);
         let run = self.runs.get(index).filter(|run| end <= run.end());
         let run = *run.ok_or_else(|| Error::invalid("the blocks don't lie in one run"))?;
-        let publication = match self.published.get(&(item.piece, index as u32)) {
-            Some(known) => known.clone(),
-            None => {
-                let (offset, length) = self.range(piece, run)?;
-                let new = engine.publish(piece.region, offset, length)?;
-                self.published.insert((item.piece, index as u32), new.clone());
-                new
-            }
+        let publication = if let Some(known) = self.published.get(&(item.piece, index as u32)) {
+            known.clone()
+        } else {
+            let (offset, length) = self.range(piece, run)?;
+            let new = engine.publish(piece.region, offset, length)?;
+            self.published.insert((item.piece, index as u32), new.clone());
+            new
         };
         let span = piece.shape.span(u64::from(item.blocks));
         Ok(Part {

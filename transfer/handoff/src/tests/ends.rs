@@ -69,7 +69,9 @@ fn dropped_under_way(transport: TransportKind) {
         std::thread::park_timeout(Duration::from_millis(u64::from(round)));
         prefill.handoff.drop_request(&request);
         prefill.released(&request);
-        blocks.iter().for_each(|block| prefill.fill(*block, 9999));
+        for block in &blocks {
+            prefill.fill(*block, 9999);
+        }
         let pulled = decode.pulled();
         for (content, block) in (100..).zip(&blocks) {
             assert!(pulled.failed.contains(block) || decode.holds(*block, content));
@@ -101,7 +103,9 @@ fn cancelled_under_way(transport: TransportKind) {
         decode.handoff.cancel("mine");
         decode.handoff.cancel("nobody's");
         decode.pulled();
-        blocks.iter().for_each(|block| decode.fill(*block, 5000));
+        for block in &blocks {
+            decode.fill(*block, 5000);
+        }
         std::thread::park_timeout(Duration::from_millis(5));
         assert!(blocks.iter().all(|block| decode.holds(*block, 5000)));
         // its only rank has said that it's done

@@ -81,18 +81,24 @@ impl Answer {
             Self::Located(runs) => {
                 let runs = runs.get(..MAX_LOCATED).unwrap_or(runs);
                 writer.u32(runs.len() as u32);
-                runs.iter().for_each(|run| writer.u32(*run));
+                for run in runs {
+                    writer.u32(*run);
+                }
             }
             Self::Granted { ticket, grants } => {
                 let grants = grants.get(..MAX_ITEMS).unwrap_or(grants);
                 writer.u64(*ticket);
                 writer.u32(grants.len() as u32);
-                grants.iter().for_each(|grant| writer.raw(&grant.encode()));
+                for grant in grants {
+                    writer.raw(&grant.encode());
+                }
             }
             Self::Sums(sums) => {
                 let sums = sums.get(..MAX_ITEMS).unwrap_or(sums);
                 writer.u32(sums.len() as u32);
-                sums.iter().for_each(|sum| writer.u64(*sum));
+                for sum in sums {
+                    writer.u64(*sum);
+                }
             }
         }
         writer.into_bytes()
