@@ -201,8 +201,8 @@ impl<P> Description<P> {
         }
         let mut names: Vec<&str> = self.layers.iter().map(|layer| layer.name.as_str()).collect();
         names.sort_unstable();
-        if let Some(pair) = names.array_windows::<2>().find(|[one, other]| one == other) {
-            return Err(Error::invalid(format!("layer {} is there twice", pair[0])));
+        if let Some([one, _]) = names.array_windows::<2>().find(|[one, other]| one == other) {
+            return Err(Error::invalid(format!("layer {one} is there twice")));
         }
         Ok(())
     }

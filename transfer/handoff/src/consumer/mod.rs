@@ -129,8 +129,8 @@ impl Consumer {
         }
         let mut sorted = blocks.clone();
         sorted.sort_unstable();
-        if let Some(pair) = sorted.array_windows::<2>().find(|[one, other]| one == other) {
-            return Err(Error::invalid(format!("block {} is there twice", pair[0])));
+        if let Some([one, _]) = sorted.array_windows::<2>().find(|[one, other]| one == other) {
+            return Err(Error::invalid(format!("block {one} is there twice")));
         }
         let deadline = self.runtime.deadline(timeout);
         let grace_end = deadline.min(self.runtime.deadline(self.grace));
