@@ -22,6 +22,8 @@ WANTED = {
 def prefill(llm: Any, prompts: list[list[int]]) -> list[dict[str, Any]]:
     """Has prompts computed and kept; what the proxy would hand on, and the tokens that weren't computed."""
     outputs = _generate(llm, prompts, [WANTED] * len(prompts), max_tokens=1)
+    # workers learn of the last of them in a step, which a server makes by itself
+    llm.llm_engine.step()
     return [{"params": output.kv_transfer_params, "cached": output.num_cached_tokens} for output in outputs]
 
 

@@ -104,7 +104,8 @@ def test_many_at_once_and_a_prefix_cache_beside_it(pair: Pair, reference: Refere
     asked = [[*prompt(300, seed=index % 3), *prompt(90 + 70 * index, seed=10 + index)] for index in range(CONCURRENCY)]
     expected = reference.tokens(asked, TOKENS)
     computed = pair.compute(asked)
-    assert [one["cached"] for one in computed] == [0] * CONCURRENCY
+    # prompts that begin alike may find what one of a step before brought to the store
+    assert all(one["cached"] <= 300 // BLOCK_TOKENS * BLOCK_TOKENS for one in computed)
     assert pair.prefill.run("handoff_probe:held") >= CONCURRENCY, "kept until they were fetched"
     assert pair.fetch(asked, computed) == expected
     pair.settle()
@@ -151,7 +152,7 @@ def test_nobody_comes(pair: Pair) -> None:
 
 def test_aborted(pair: Pair, reference: Reference, mute: int) -> None:
     asked = prompt(700, seed=60)
-    pair.prefill.run("handoff_probe:abort_prefill", prompt=prompt(4000, seed=61))
+    pair.prefill.run("handoff_probe:abort_prefill", prompt=prompt(6000, seed=61))
     assert pair.prefill.run("handoff_probe:held") == 0
 
     # while it waits for blocks that don't come
@@ -197,18 +198,18 @@ def wide_decode(tiny_model: Path, module_folder: Path) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.mark.parametrize(("ranks", "decode_ranks"), [(2, 1), (1, 2), (2, 2)])
 def test_other_numbers_of_ranks(
-    ranks: int, decode_ranks: int, request: pytest.FixtureRequest, reference: Reference
+    first: Engine, second: Engine, wide_prefill: Engine, wide_decode: Engine, reference: Reference
 ) -> None:
-    prefill = request.getfixturevalue("wide_prefill" if ranks == 2 else "first")
-    pair = Pair(prefill, request.getfixturevalue("wide_decode" if decode_ranks == 2 else "second"))
-    asked = [prompt(200 + 150 * index, seed=100 * ranks + 10 * decode_ranks + index) for index in range(6)]
-    before = measure(pair.decode, "pulled_requests")
-    assert pair.complete(asked) == reference.tokens(asked, TOKENS)
-    pair.settle()
-    assert measure(pair.decode, "pulled_requests") - before == decode_ranks * len(asked)
-    assert measure(pair.decode, "failed_pulls") == 0
+    for pair in (Pair(wide_prefill, second), Pair(first, wide_decode), Pair(wide_prefill, wide_decode)):
+        decode_ranks = 2 if pair.decode is wide_decode else 1
+        number = 100 * (pair.prefill is wide_prefill) + 10 * decode_ranks
+        asked = [prompt(200 + 150 * index, seed=200 + number + index) for index in range(6)]
+        before = measure(pair.decode, "pulled_requests")
+        assert pair.complete(asked) == reference.tokens(asked, TOKENS)
+        pair.settle()
+        assert measure(pair.decode, "pulled_requests") - before == decode_ranks * len(asked)
+        assert measure(pair.decode, "failed_pulls") == 0
 
 
 def test_a_prefill_engine_that_is_gone(first: Engine, second: Engine, reference: Reference) -> None:
