@@ -148,8 +148,10 @@ def test_a_prefill_instance_killed_behind_the_transfer(
     check(deployment, reference, seed=410)
 
 
-def test_a_prefill_instance_killed_before_and_during_the_transfer(deployment: Deployment, reference: Reference) -> None:
-    first, decode = deployment.prefill[0], deployment.decode[0]
+def test_a_prefill_instance_killed_before_and_during_the_transfer(
+    deployment: Deployment, first: VllmServer, reference: Reference
+) -> None:
+    decode = deployment.decode[0]
     pulled = [long_prompt(500 + index) for index in range(3)]
     asked = [prompt(300 + 60 * index, seed=510 + index) for index in range(CONCURRENCY)]
     expected, pulled_expected = reference.tokens(asked, TOKENS), reference.tokens(pulled, TOKENS)
