@@ -128,7 +128,15 @@ impl EvictionPolicy for S3Fifo {
         let first = if small_is_full { SMALL } else { MAIN };
         let victim = match self.find_victim(first, evictable) {
             Some(victim) => victim,
-            None => self.find_victim(1 - first, evictable)?,
+            None => {
+                let before = self.queues.len(MAIN);
+                let other = self.find_victim(1 - first, evictable);
+                // all that was in the small queue may have moved on to the main one, which was looked through before
+                match other {
+                    None if self.queues.len(MAIN) > before => self.find_victim(MAIN, evictable)?,
+                    other => other?,
+                }
+            }
         };
         if self.queues.unlink(victim) == Some(SMALL) {
             self.ghosts.push(0, self.entries[victim as usize].fingerprint);

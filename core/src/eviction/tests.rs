@@ -93,6 +93,19 @@ proptest! {
 }
 
 #[test]
+fn a_block_that_moves_on_while_it_is_looked_for_is_found() {
+    for mut policy in all_policies() {
+        policy.set_capacity(20);
+        policy.insert(1, 0);
+        policy.insert(5, 0);
+        policy.hit(5);
+        assert_eq!(policy.evict(&mut |_| true), Some(1));
+        policy.hit(5);
+        assert_eq!(policy.evict(&mut |_| true), Some(5));
+    }
+}
+
+#[test]
 fn pinned_slots_are_passed_over_and_keep_their_places() {
     for mut policy in all_policies() {
         (0..10).for_each(|slot| policy.insert(slot, u64::from(slot)));
