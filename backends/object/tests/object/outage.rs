@@ -1,0 +1,110 @@
+//! A bucket that doesn't answer, or answers late.
+
+use std::time::Duration;
+
+use kvstored_core::{ErrorKind, Tier};
+use kvstored_object::S3Settings;
+
+use crate::faulty::{Fault, Faulty, Request};
+use crate::support::{
+    assert_readable, eventually, found, namespace, open, open_with, read, settings, write, write_some,
+};
+
+#[test]
+fn an_outage_turns_everything_into_misses_and_heals() {
+    for fault in [Fault::Error, Fault::Hang] {
+        let store = Faulty::new();
+        let short = Duration::from_millis(200);
+        let tier = open_with(
+            &store,
+            S3Settings {
+                read_timeout: short,
+                write_timeout: short,
+                ..settings()
+            },
+        );
+        let info = namespace(&*tier);
+        write(&*tier, &info, 0..4);
+        store.always(Some(fault));
+        for result in read(&*tier, &info, 0..4) {
+            let kind = result.unwrap_err().kind();
+            assert!(
+                matches!(kind, ErrorKind::Unavailable | ErrorKind::TimedOut),
+                "{kind}"
+            );
+        }
+        let mut next = 100;
+        eventually("the tier is degraded", || {
+            next += 1;
+            let result = write_some(&*tier, &info, next..next + 1).remove(0);
+            assert!(result.is_err());
+            tier.statistics().degraded
+        });
+        assert!(!tier.statistics().degraded_reason.is_empty());
+        // nothing is tried now, and nothing is promised
+        assert_eq!(found(&*tier, &info, 0..4), 0);
+        assert_eq!(tier.lookup_on_prefix(&info, &[crate::support::hash(0)]), 0);
+        assert!(read(&*tier, &info, 0..4).iter().all(Result::is_err));
+        store.always(None);
+        eventually("the tier heals", || !tier.statistics().degraded);
+        assert_eq!(found(&*tier, &info, 0..4), 4);
+        assert_readable(&*tier, &info, 0..4);
+        write(&*tier, &info, 200..204);
+    }
+}
+
+#[test]
+fn a_bucket_that_comes_up_later_is_found() {
+    let store = Faulty::new();
+    let tier = open(&store);
+    let info = namespace(&*tier);
+    write(&*tier, &info, 0..4);
+    tier.shutdown();
+    store.always(Some(Fault::Error));
+    let tier = open(&store);
+    let info = namespace(&*tier);
+    eventually("the tier is degraded", || tier.statistics().degraded);
+    store.always(None);
+    eventually("the blocks are found", || found(&*tier, &info, 0..4) == 4);
+    assert_readable(&*tier, &info, 0..4);
+}
+
+#[test]
+fn a_late_answer_is_asked_for_twice_but_not_always() {
+    let store = Faulty::new();
+    let tier = open_with(
+        &store,
+        S3Settings {
+            hedge_percent: 50,
+            read_timeout: Duration::from_secs(20),
+            ..settings()
+        },
+    );
+    let info = namespace(&*tier);
+    write(&*tier, &info, 0..1);
+    // the budget is earned by requests that needed no second one
+    for _ in 0..40 {
+        assert_readable(&*tier, &info, 0..1);
+    }
+    let before = tier.hedged_reads();
+    store.plan(Request::Get, Fault::Hang);
+    assert_readable(&*tier, &info, 0..1);
+    assert!(tier.hedged_reads() > before);
+}
+
+#[test]
+fn a_store_that_fails_now_and_then_loses_nothing() {
+    let store = Faulty::new();
+    let tier = open(&store);
+    let info = namespace(&*tier);
+    for number in 0..12 {
+        store.plan(Request::List, Fault::Error);
+        store.plan(
+            Request::Get,
+            if number % 2 == 0 { Fault::Error } else { Fault::Cut },
+        );
+        write(&*tier, &info, number..number + 1);
+        assert_readable(&*tier, &info, number..number + 1);
+    }
+    assert_eq!(found(&*tier, &info, 0..12), 12);
+}
