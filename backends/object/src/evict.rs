@@ -15,19 +15,20 @@ const HIGH_PERCENT: u64 = 95;
 /// Bytes that are kept for an object on its way up.
 pub struct Room<'a> {
     shared: &'a Shared,
+    name: ObjectName,
     bytes: u64,
 }
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        self.shared.objects.release(self.bytes);
+        self.shared.objects.end(&self.name, self.bytes);
     }
 }
 
 /// Keeps bytes for an object, deleting the oldest objects as needed.
 ///
-/// Fails with `TooLarge` if it can never fit, with `NoSpace` if nothing is left to delete, and as deleting does.
-pub async fn make_room(shared: &Shared, bytes: u64) -> Result<Room<'_>> {
+/// Fails with `TooLarge` if it can never fit, and with `NoSpace` if nothing can be deleted now.
+pub async fn make_room(shared: &Shared, name: ObjectName, bytes: u64) -> Result<Room<'_>> {
     let capacity = shared.settings.capacity_bytes;
     if bytes > capacity {
         return Err(Error::new(
@@ -37,7 +38,7 @@ pub async fn make_room(shared: &Shared, bytes: u64) -> Result<Room<'_>> {
     }
     let _one_at_a_time = shared.room.lock().await;
     while shared.objects.allocated_bytes() + bytes > capacity {
-        delete_doomed(shared).await?;
+        delete_doomed(shared).await.map_err(no_room)?;
         let missing = (shared.objects.allocated_bytes() + bytes).saturating_sub(capacity);
         if missing == 0 {
             break;
@@ -48,10 +49,17 @@ pub async fn make_room(shared: &Shared, bytes: u64) -> Result<Room<'_>> {
                 "all of the capacity is on its way up",
             ));
         }
-        delete_doomed(shared).await?;
+        delete_doomed(shared).await.map_err(no_room)?;
     }
-    shared.objects.reserve(bytes);
-    Ok(Room { shared, bytes })
+    shared.objects.begin(name, bytes);
+    Ok(Room { shared, name, bytes })
+}
+
+fn no_room(error: Error) -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        format!("old objects can't be deleted: {error}"),
+    )
 }
 
 /// Makes room ahead of need, and deletes what is left over from earlier.

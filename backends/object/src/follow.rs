@@ -14,12 +14,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
+use crate::claims;
 use crate::evict;
 use crate::format::{Footer, MAX_FOOTER_BYTES, ObjectName, TRAILER_BYTES};
 use crate::paths::Kind;
 use crate::purge;
 use crate::shared::{Shared, count};
 use crate::store::{failure, late};
+use crate::upload::show;
 
 /// Most objects that are kept track of.
 const MOST_OBJECTS: usize = 4 << 20;
@@ -29,8 +31,10 @@ const MOST_FETCHES: usize = 16;
 const TAIL_BYTES: u64 = 64 << 10;
 /// The longest pause between rounds while the bucket doesn't answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest a round may go without an answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How often what others left behind is looked for.
+const CLEANING_INTERVAL: Duration = Duration::from_hours(1);
+/// A page of a listing may take this long, or as long as a load.
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a listing showed.
 #[derive(Default)]
@@ -44,12 +48,17 @@ struct Seen {
 pub async fn run(shared: Arc<Shared>) {
     let mut full_at = Instant::now();
     let mut failures = 0u32;
+    let mut cleaning_at = Instant::now();
     loop {
         let full = Instant::now() >= full_at;
         match round(&shared, full).await {
             Ok(()) => {
                 failures = 0;
                 shared.health.succeeded();
+                if Instant::now() >= cleaning_at {
+                    cleaning_at = Instant::now() + CLEANING_INTERVAL;
+                    clean_up(&shared).await;
+                }
                 if full {
                     full_at = Instant::now() + shared.settings.full_interval;
                 }
@@ -74,6 +83,21 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// Deletes what processes of long ago left behind. Nothing depends on it.
+async fn clean_up(shared: &Shared) {
+    if let Err(error) = claims::clean_up(shared).await {
+        tracing::debug!(%error, "old claims stay");
+    }
+    let Some(uploads) = &shared.uploads_left else {
+        return;
+    };
+    match uploads.clean_up(shared).await {
+        Ok(0) => {}
+        Ok(uploads) => tracing::info!(uploads, "uploads that nobody will finish were taken back"),
+        Err(error) => tracing::debug!(%error, "unfinished uploads stay"),
+    }
+}
+
 async fn round(shared: &Arc<Shared>, full: bool) -> Result<()> {
     let number = if full { shared.objects.begin_round() } else { 0 };
     let seen = list(shared, full).await?;
@@ -92,7 +116,10 @@ async fn round(shared: &Arc<Shared>, full: bool) -> Result<()> {
         }
         purge::clean_up(shared, &seen.purges).await?;
     }
-    evict::keep_below_capacity(shared).await?;
+    // blocks can be read all the same
+    if let Err(error) = evict::keep_below_capacity(shared).await {
+        tracing::warn!(%error, "objects couldn't be deleted");
+    }
     unread.map_or(Ok(()), Err)
 }
 
@@ -108,8 +135,9 @@ async fn list(shared: &Shared, full: bool) -> Result<Seen> {
         .store
         .list_with_offset(Some(root), &shared.paths.objects_from(from));
     let mut seen = Seen::default();
+    let patience = shared.settings.read_timeout.max(LEAST_PATIENCE);
     loop {
-        let Ok(next) = timeout(PATIENCE, listing.next()).await else {
+        let Ok(next) = timeout(patience, listing.next()).await else {
             return Err(late("listing the bucket"));
         };
         let Some(found) = next else { return Ok(seen) };
@@ -196,9 +224,7 @@ async fn adopt(shared: &Shared, name: ObjectName, bytes: u64) -> Result<()> {
         return Ok(());
     };
     shared.objects.charge(&object);
-    if name.generation > index.purged() {
-        index.place(object.handle, &footer.hashes);
-    }
+    show(shared, &object, &index, &footer.hashes);
     Ok(())
 }
 

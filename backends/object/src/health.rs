@@ -62,7 +62,8 @@ impl Health {
             error.kind(),
             ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::PermissionDenied | ErrorKind::Io
         );
-        if !blamed {
+        // what follows from being degraded is no news
+        if !blamed || self.is_degraded() {
             return;
         }
         let mut state = self.state.lock();

@@ -177,11 +177,14 @@ impl Index {
         (known.image_bytes == image_bytes).then(|| Arc::clone(known))
     }
 
-    /// Remembers a purge. Returns the namespace, if it was seen.
+    /// Remembers a purge. Returns the namespace if it was seen and the bound is news.
     pub fn purge(&self, namespace: &Namespace, bound: u64) -> Option<Arc<NamespaceIndex>> {
         let mut tables = self.tables.write();
         let known = tables.bounds.entry(*namespace).or_default();
-        *known = bound.max(*known);
+        if bound <= *known {
+            return None;
+        }
+        *known = bound;
         let index = tables.namespaces.get(namespace).cloned();
         if let Some(index) = &index {
             index.raise_purged(bound);

@@ -6,6 +6,7 @@
 //! out to be a miss when it's read.
 
 mod batch;
+mod claims;
 mod evict;
 mod follow;
 pub mod format;
@@ -24,6 +25,7 @@ mod shared;
 mod store;
 mod tier;
 mod upload;
+mod uploads;
 
 pub use self::settings::S3Settings;
 pub use self::store::connect;

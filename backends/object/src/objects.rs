@@ -37,6 +37,8 @@ struct Tables {
     by_handle: HashMap<u32, Arc<StoredObject>>,
     next: u32,
     bytes: u64,
+    /// Objects that this process is putting.
+    coming: HashSet<ObjectName>,
     /// Objects that nobody reads any more and that are still to be deleted.
     doomed: BTreeMap<ObjectName, u64>,
     doomed_bytes: u64,
@@ -73,13 +75,15 @@ impl Objects {
         tables.bytes + tables.doomed_bytes + self.reserved.load(Ordering::Acquire)
     }
 
-    /// Takes note of bytes on their way up.
-    pub fn reserve(&self, bytes: u64) {
+    /// Takes note of an object that this process begins to put.
+    pub fn begin(&self, name: ObjectName, bytes: u64) {
+        self.tables.write().coming.insert(name);
         self.reserved.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// They arrived, or won't.
-    pub fn release(&self, bytes: u64) {
+    /// It's there, or won't be.
+    pub fn end(&self, name: &ObjectName, bytes: u64) {
+        self.tables.write().coming.remove(name);
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
     }
 
@@ -93,10 +97,14 @@ impl Objects {
         self.tables.read().by_name.len()
     }
 
-    /// Whether it's known, or about to be deleted.
+    /// Whether it's known, being put by this process, or about to be deleted.
     pub fn knows(&self, name: &ObjectName) -> bool {
         let tables = self.tables.read();
-        tables.by_name.contains_key(name) || tables.doomed.contains_key(name)
+        let (known, doomed) = (
+            tables.by_name.contains_key(name),
+            tables.doomed.contains_key(name),
+        );
+        known || doomed || tables.coming.contains(name)
     }
 
     /// The object with that handle.

@@ -30,6 +30,7 @@ pub fn apply(shared: &Shared, namespace: &Namespace, bound: u64) -> u64 {
     let Some(index) = shared.index.purge(namespace, bound) else {
         return 0;
     };
+    shared.pass_generation(bound);
     let before = index.len();
     let objects = objects_of(shared, namespace, bound);
     shared.objects.forget(&objects, true);
@@ -51,11 +52,10 @@ pub async fn publish(shared: &Shared, namespace: &Namespace, bound: u64) -> Resu
     evict::delete_doomed(shared).await
 }
 
-/// Deletes what a purge missed because it came later, and marks that are too old to matter.
+/// Deletes marks that are too old to matter.
 pub async fn clean_up(shared: &Shared, marks: &[(Namespace, u64)]) -> Result<()> {
     let now = shared.now_us();
     for (namespace, bound) in marks {
-        apply(shared, namespace, *bound);
         if now.saturating_sub(*bound) > MARK_LIFETIME.as_micros() as u64 {
             let path = shared.paths.purge(namespace, *bound);
             match shared.store.delete(&path).await {

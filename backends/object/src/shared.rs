@@ -18,6 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::objects::Objects;
 use crate::paths::Paths;
 use crate::settings::S3Settings;
+use crate::uploads::Uploads;
 
 /// Numbers that only grow.
 #[derive(Default)]
@@ -91,6 +92,8 @@ impl Outstanding {
 pub struct Shared {
     pub settings: S3Settings,
     pub store: Arc<dyn ObjectStore>,
+    /// What finds uploads that nobody will finish, where the store is an S3 service.
+    pub uploads_left: Option<Uploads>,
     pub runtime: Runtime,
     pub paths: Paths,
     pub index: Index,
@@ -122,6 +125,7 @@ impl Shared {
     pub fn new(
         settings: S3Settings,
         store: Arc<dyn ObjectStore>,
+        uploads_left: Option<Uploads>,
         runtime: Runtime,
         ledger: Option<Arc<QuotaLedger>>,
     ) -> Self {
@@ -129,6 +133,7 @@ impl Shared {
         Self {
             paths: Paths::new(&settings.prefix),
             store,
+            uploads_left,
             index: Index::default(),
             objects: Objects::new(ledger.clone()),
             namespaces: Namespaces::default(),

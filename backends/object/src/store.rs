@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::{BackoffConfig, ClientConfigKey, RetryConfig};
 
 use crate::settings::S3Settings;
 
@@ -18,7 +18,7 @@ const MOST_RETRIES: usize = 5;
 
 /// A client for the settings' bucket; credentials, and what the settings leave open, come from the environment's `AWS_`
 /// variables. Nothing is sent yet. Fails with `InvalidInput`.
-pub fn connect(settings: &S3Settings) -> Result<Arc<dyn ObjectStore>> {
+pub fn connect(settings: &S3Settings) -> Result<Arc<AmazonS3>> {
     // the client asks the process for its cryptography; whoever chose first is heard
     let _ = rustls::crypto::ring::default_provider().install_default();
     let seconds = |time: Duration| format!("{} milliseconds", time.as_millis());

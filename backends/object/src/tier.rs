@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use crate::pending::Pending;
 use crate::settings::S3Settings;
 use crate::shared::Shared;
+use crate::uploads::Uploads;
 use crate::{follow, purge, read, store, upload};
 
 /// How long a purge waits until everybody can know of it.
@@ -42,7 +43,8 @@ impl S3Tier {
     ) -> Result<Arc<Self>> {
         settings.validate()?;
         let store = store::connect(&settings)?;
-        Self::start(settings, store, runtime, ledger)
+        let uploads = Uploads::new(Arc::clone(&store))?;
+        Self::run(Shared::new(settings, store, Some(uploads), runtime, ledger))
     }
 
     /// A tier over any object store.
@@ -53,13 +55,17 @@ impl S3Tier {
         ledger: Option<Arc<QuotaLedger>>,
     ) -> Result<Arc<Self>> {
         settings.validate()?;
+        Self::run(Shared::new(settings, store, None, runtime, ledger))
+    }
+
+    fn run(shared: Shared) -> Result<Arc<Self>> {
+        let shared = Arc::new(shared);
         let tasks = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(settings.threads.max(1))
+            .worker_threads(shared.settings.threads.max(1))
             .thread_name("s3")
             .enable_all()
             .build()
             .map_err(|error| Error::from_io(error, "can't start the threads of the S3 tier"))?;
-        let shared = Arc::new(Shared::new(settings, store, runtime, ledger));
         tasks.spawn(follow::run(Arc::clone(&shared)));
         Ok(Arc::new(Self {
             shared,

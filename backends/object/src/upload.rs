@@ -5,25 +5,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvstored_core::quota::QuotaLedger;
-use kvstored_core::{Envelope, Error, ErrorKind, Result};
+use kvstored_core::{BlockHash, Envelope, Error, ErrorKind, Result};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStoreExt, PutPayload};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::batch::{Batch, Pushed};
+use crate::claims;
 use crate::evict::{self, Room};
 use crate::format::{Footer, ObjectName};
 use crate::index::NamespaceIndex;
 use crate::memory::bytes_of;
+use crate::objects::StoredObject;
 use crate::pending::Pending;
 use crate::shared::{Shared, count};
 use crate::store::{failure, late};
 
 /// Parts of one object on their way up at once.
 const MOST_PARTS: usize = 4;
-/// Numbers that are tried before claiming one is given up.
-const MOST_CLAIMS: usize = 3;
 /// How long taking back a part of an upload that failed may take.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -74,33 +74,47 @@ pub async fn store(shared: Arc<Shared>, batch: Batch) {
         Ok((name, object_bytes, _room)) => {
             shared.health.succeeded();
             count(&shared.counters.written_bytes, *object_bytes);
-            let images = blocks.len() as u64 * index.image_bytes;
-            let hashes: Vec<_> = blocks.iter().map(|block| block.hash).collect();
-            let object = shared.objects.add(
-                *name,
-                (*object_bytes, images),
-                Some(Arc::clone(&index)),
-                charged.then(|| tenant(&blocks)),
-            );
-            // a purge may have come meanwhile
-            if let Some(object) = object
-                && generation > index.purged()
+            let lengths = (*object_bytes, blocks.len() as u64 * index.image_bytes);
+            let tenant = charged.then(|| tenant(&blocks));
+            match shared
+                .objects
+                .add(*name, lengths, Some(Arc::clone(&index)), tenant)
             {
-                index.place(object.handle, &hashes);
+                Some(object) => {
+                    let hashes: Vec<_> = blocks.iter().map(|block| block.hash).collect();
+                    show(&shared, &object, &index, &hashes);
+                }
+                None => give_back(&shared, &index, &blocks, charged),
             }
         }
         Err(error) => {
             shared.health.failed(error);
             tracing::warn!(%error, blocks = blocks.len(), namespace = %index.namespace, "blocks are not stored in the bucket");
-            if let (true, Some(ledger)) = (charged, &shared.ledger) {
-                let bytes = blocks.len() as u64 * index.image_bytes;
-                ledger.release(&tenant(&blocks), &index.namespace, bytes);
-            }
+            give_back(&shared, &index, &blocks, charged);
         }
     }
     let outcome = outcome.map(drop);
     for block in blocks {
         block.complete(outcome.clone());
+    }
+}
+
+/// Makes an object's blocks visible, unless a purge came meanwhile: then it's to be deleted.
+pub fn show(shared: &Shared, object: &Arc<StoredObject>, index: &NamespaceIndex, hashes: &[BlockHash]) {
+    if object.name.generation > index.purged() {
+        index.place(object.handle, hashes);
+    }
+    // a purge that came in between has looked for objects before this one was known, or finds it now
+    if object.name.generation <= index.purged() {
+        shared.objects.forget(&[Arc::clone(object)], true);
+    }
+}
+
+/// Gives the quota back what a batch had taken.
+fn give_back(shared: &Shared, index: &NamespaceIndex, blocks: &[Pending], charged: bool) {
+    if let (true, Some(ledger)) = (charged, &shared.ledger) {
+        let bytes = blocks.len() as u64 * index.image_bytes;
+        ledger.release(&tenant(blocks), &index.namespace, bytes);
     }
 }
 
@@ -181,7 +195,7 @@ async fn put<'a>(
     if let Some(block) = blocks.first() {
         shared.namespaces.store(shared, &block.namespace).await?;
     }
-    let writer = claimed_writer(shared).await?;
+    let writer = claims::claimed_writer(shared).await?;
     let footer = Footer {
         name: ObjectName {
             generation,
@@ -194,7 +208,7 @@ async fn put<'a>(
         hashes: blocks.iter().map(|block| block.hash).collect(),
     };
     let length = footer.object_bytes();
-    let room = evict::make_room(shared, length).await?;
+    let room = evict::make_room(shared, footer.name, length).await?;
     let mut body: Vec<Bytes> = blocks
         .iter()
         .map(|block| bytes_of(&block.slot, index.image_bytes as usize))
@@ -293,39 +307,6 @@ fn parts(body: Vec<Bytes>, part_bytes: u64) -> Vec<PutPayload> {
         parts.push(PutPayload::from_iter(part));
     }
     parts
-}
-
-/// The number under which this process writes, made its own in the bucket first: two that drew the same one would
-/// overwrite each other's objects.
-async fn claimed_writer(shared: &Shared) -> Result<u128> {
-    for _ in 0..MOST_CLAIMS {
-        let (number, claimed) = shared.writer();
-        if claimed {
-            return Ok(number);
-        }
-        let path = shared.paths.claim(number);
-        let options = PutOptions::from(PutMode::Create);
-        let label = format!("{{\"claimed_unix_ms\": {}}}\n", shared.runtime.clock.unix_ms());
-        match shared
-            .store
-            .put_opts(&path, PutPayload::from(label), options)
-            .await
-        {
-            Ok(_) => shared.writer_claimed(number),
-            Err(error) => match failure(error, &path) {
-                // perhaps by an earlier attempt of ours whose answer was lost: a number costs nothing
-                error if error.kind() == ErrorKind::AlreadyExists => shared.writer_taken(number),
-                error => return Err(error),
-            },
-        }
-    }
-    match shared.writer() {
-        (number, true) => Ok(number),
-        _ => Err(Error::new(
-            ErrorKind::Unavailable,
-            "no writer's number could be claimed",
-        )),
-    }
 }
 
 #[cfg(test)]
