@@ -21,12 +21,12 @@ const MOST_RETRIES: usize = 5;
 pub fn connect(settings: &S3Settings) -> Result<Arc<AmazonS3>> {
     // the client asks the process for its cryptography; whoever chose first is heard
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let seconds = |time: Duration| format!("{} milliseconds", time.as_millis());
+    let text = |time: Duration| format!("{}ms", time.as_millis());
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&settings.bucket);
     for (key, value) in [
-        (ClientConfigKey::ConnectTimeout, seconds(CONNECT_TIMEOUT)),
-        (ClientConfigKey::ReadTimeout, seconds(SILENCE)),
-        (ClientConfigKey::Timeout, seconds(settings.write_timeout)),
+        (ClientConfigKey::ConnectTimeout, text(CONNECT_TIMEOUT)),
+        (ClientConfigKey::ReadTimeout, text(SILENCE)),
+        (ClientConfigKey::Timeout, text(settings.write_timeout)),
         (ClientConfigKey::PoolMaxIdlePerHost, IDLE_CONNECTIONS.to_string()),
     ] {
         builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
