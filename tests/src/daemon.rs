@@ -44,6 +44,16 @@ impl Daemon {
     /// Starts `kvstored` with its socket and log in `run` and its storage in `storage`, and waits until it
     /// answers.
     pub fn start(run: &Path, storage: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(run, storage, arguments, &[])
+    }
+
+    /// As [`Daemon::start`], with further variables in the daemon's environment.
+    pub fn start_with(
+        run: &Path,
+        storage: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let (socket, log) = (run.join("kvstored.sock"), run.join("kvstored.log"));
         let output = File::options()
             .create(true)
@@ -57,6 +67,7 @@ impl Daemon {
             .arg(storage)
             .args(["--http", "off"])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output)

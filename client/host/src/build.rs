@@ -13,6 +13,7 @@ use kvstored_backends::posix::{PosixSettings, PosixTier};
 use kvstored_core::quota::{QuotaLedger, QuotaSettings};
 use kvstored_core::tier::Tier;
 use kvstored_core::{Engine, EngineSettings, Error, Result, Runtime, TierKind};
+use kvstored_object::S3Tier;
 use rustix::fs::{Access, access};
 
 use crate::config::{IoEngine, ServeSettings};
@@ -66,6 +67,17 @@ pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result
                     .as_ref()
                     .ok_or_else(|| Error::internal("a pipeline with a Pool and no settings for it"))?;
                 lower.push(pool::open_pool(settings, &runtime)?);
+            }
+            TierKind::Plugin(name) => {
+                let what = format!("plugin \"{name}\": this build loads no plugins");
+                return Err(Error::new(kvstored_core::ErrorKind::Unsupported, what));
+            }
+            TierKind::S3 => {
+                let bucket = settings
+                    .s3
+                    .clone()
+                    .ok_or_else(|| Error::internal("a pipeline with a bucket and no settings for it"))?;
+                lower.push(S3Tier::open(bucket, runtime.clone(), ledger(settings)?)?);
             }
             TierKind::Posix => {
                 for directory in &settings.storage_directories {

@@ -4,6 +4,7 @@
 mod bad_files;
 mod clients;
 mod kills;
+mod s3;
 mod sharing;
 
 use kvstored_core::Layout;

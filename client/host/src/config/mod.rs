@@ -7,6 +7,7 @@ mod environment;
 pub mod file;
 mod options;
 mod pool;
+mod s3;
 mod settings;
 mod sizes;
 mod suggest;

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use kvstored_core::eviction::PolicyKind;
 use kvstored_core::size::format_bytes;
 use kvstored_core::{Pipeline, TierKind};
+use kvstored_object::S3Settings;
 use serde_json::Value;
 
 use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
 use super::options::ServeOptions;
 use super::pool::PoolSettings;
+use super::s3;
 use super::sizes::Quota;
 use super::validate::{Check, MOST_DRAIN_MS};
 use super::values::{IoEngine, LogFormat, LogLevel, Meaning, Word};
@@ -85,6 +87,8 @@ pub struct ServeSettings {
     pub namespace_quotas: BTreeMap<String, u64>,
     /// The pool that this process takes part in, where the pipeline has one.
     pub pool: Option<PoolSettings>,
+    /// The bucket, where the pipeline has one.
+    pub s3: Option<S3Settings>,
     /// How long a drain may take.
     pub drain_timeout_ms: u64,
     /// How log lines are written.
@@ -159,6 +163,12 @@ impl ServeSettings {
             PoolSettings::note_without_pool(&options, &pipeline, &mut notes);
             None
         };
+        let s3 = if pipeline.contains(&TierKind::S3) {
+            Some(s3::resolve(&options, &mut check))
+        } else {
+            s3::note_without_bucket(&options, &pipeline, &mut notes);
+            None
+        };
         let log_level = check.log_level(&options, environment, &origins);
 
         if !check.problems.is_empty() {
@@ -191,6 +201,7 @@ impl ServeSettings {
             tenant_quotas: by_name(options.tenant_quota),
             namespace_quotas: by_name(options.namespace_quota),
             pool,
+            s3,
             drain_timeout_ms,
             log_format: options
                 .log_format
@@ -260,8 +271,10 @@ impl ServeSettings {
             ("log_level", self.log_level.clone()),
         ];
         let pool = self.pool.iter().flat_map(PoolSettings::rows);
+        let s3 = self.s3.iter().flat_map(s3::rows);
         rows.into_iter()
             .chain(pool)
+            .chain(s3)
             .map(|(name, value)| (name, value, self.origin(name).name()))
             .collect()
     }
