@@ -212,7 +212,7 @@ async fn adopt(shared: &Shared, name: ObjectName, bytes: u64) -> Result<()> {
             Ok(_) => tracing::warn!(%path, "an object contradicts its namespace's layout"),
             // its blocks can be found all the same, by whoever knows what they are
             Err(error) => {
-                tracing::debug!(%error, namespace = %footer.namespace, "a manifest couldn't be read")
+                tracing::debug!(%error, namespace = %footer.namespace, "a manifest couldn't be read");
             }
         }
     }

@@ -69,7 +69,7 @@ impl Default for S3Settings {
             tail_interval: Duration::from_secs(1),
             full_interval: Duration::from_mins(1),
             read_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_mins(1),
             range_bytes: 8 << 20,
             most_reads: 32,
             most_uploads: 8,
@@ -119,6 +119,6 @@ impl S3Settings {
 
     /// How far behind its name's time an object may still appear: the longest upload twice over, and clocks that differ.
     pub(crate) fn late_by(&self) -> Duration {
-        self.write_timeout * 2 + Duration::from_secs(60)
+        self.write_timeout * 2 + Duration::from_mins(1)
     }
 }

@@ -52,7 +52,9 @@ fn two_writers_share_the_bound_and_evict_each_others_objects() {
     eventually("the first one hears of it", || {
         found(&*tiers[0], &infos[0], 0..20) == 0
     });
-    eventually("and of the new ones", || found(&*tiers[0], &infos[0], 195..200) == 5);
+    eventually("and of the new ones", || {
+        found(&*tiers[0], &infos[0], 195..200) == 5
+    });
     assert_readable(&*tiers[0], &infos[0], 195..200);
 }
 
