@@ -238,7 +238,7 @@ mod tests {
             image_bytes: 3 * PAGE_BYTES as u64,
             created_unix_ms: 1_764_000_000_200,
             hashes: (0..blocks)
-                .map(|number| BlockHash::new(&vec![number as u8 + 1; 16 + number % 17]).unwrap())
+                .map(|number| BlockHash::new(&vec![number as u8; 16 + number % 17]).unwrap())
                 .collect(),
         }
     }
