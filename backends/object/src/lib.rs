@@ -20,6 +20,7 @@ mod paths;
 mod pending;
 mod purge;
 mod read;
+mod retry;
 mod settings;
 mod shared;
 mod store;

@@ -1,7 +1,6 @@
 //! Loading blocks: neighbours in one ranged request, verified before anybody hears of them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Buf;
 use kvstored_core::{Error, ErrorKind, Result};
@@ -11,6 +10,7 @@ use tokio_stream::StreamExt;
 use crate::index::Location;
 use crate::objects::StoredObject;
 use crate::pending::Pending;
+use crate::retry::pause;
 use crate::shared::{Shared, count};
 use crate::store::{failure, late};
 use crate::upload::verify;
@@ -154,9 +154,7 @@ async fn fetch(shared: &Shared, range: &mut Range) -> Result<()> {
             Err(error) if attempt >= MOST_ATTEMPTS || !error.kind().is_retryable() => return Err(error),
             Err(error) => tracing::debug!(%error, attempt, "a range is asked for again"),
         }
-        let most = FIRST_PAUSE_MS << attempt;
-        let pause = most / 2 + shared.runtime.random.next_u64() % (most / 2 + 1);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        pause(shared, FIRST_PAUSE_MS << attempt).await;
     }
 }
 

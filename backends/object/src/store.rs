@@ -26,7 +26,8 @@ pub fn connect(settings: &S3Settings) -> Result<Arc<AmazonS3>> {
     for (key, value) in [
         (ClientConfigKey::ConnectTimeout, text(CONNECT_TIMEOUT)),
         (ClientConfigKey::ReadTimeout, text(SILENCE)),
-        (ClientConfigKey::Timeout, text(settings.write_timeout)),
+        // so that one that hangs leaves time for another
+        (ClientConfigKey::Timeout, text(settings.write_timeout / 3)),
         (ClientConfigKey::PoolMaxIdlePerHost, IDLE_CONNECTIONS.to_string()),
     ] {
         builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);

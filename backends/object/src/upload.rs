@@ -19,6 +19,7 @@ use crate::index::NamespaceIndex;
 use crate::memory::bytes_of;
 use crate::objects::StoredObject;
 use crate::pending::Pending;
+use crate::retry::retried;
 use crate::shared::{Shared, count};
 use crate::store::{failure, late};
 
@@ -193,9 +194,9 @@ async fn put<'a>(
         return Err(shared.health.refusal());
     }
     if let Some(block) = blocks.first() {
-        shared.namespaces.store(shared, &block.namespace).await?;
+        retried(shared, || shared.namespaces.store(shared, &block.namespace)).await?;
     }
-    let writer = claims::claimed_writer(shared).await?;
+    let writer = retried(shared, || claims::claimed_writer(shared)).await?;
     let footer = Footer {
         name: ObjectName {
             generation,

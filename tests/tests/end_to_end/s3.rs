@@ -113,7 +113,7 @@ fn a_bad_network_costs_hits_and_never_bytes() {
         "--s3-read-timeout-ms",
         "400",
         "--s3-write-timeout-ms",
-        "1000",
+        "6000",
     ];
     let daemon = start(directory.path(), "daemon", &network.endpoint(), &arguments);
     let client = daemon.connect().unwrap();
@@ -170,7 +170,7 @@ fn a_service_that_dies_and_comes_back_is_an_outage_and_no_more() {
         "--s3-read-timeout-ms",
         "500",
         "--s3-write-timeout-ms",
-        "1000",
+        "6000",
     ];
     let daemon = start(directory.path(), "daemon", &service.endpoint(), &arguments);
     let client = daemon.connect().unwrap();
