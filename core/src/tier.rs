@@ -153,6 +153,12 @@ pub trait Tier: Send + Sync + 'static {
         Durability::Durable
     }
 
+    /// Writes that the tier wants to have at once, where it gains from more than the engine hands it by itself. Their bytes
+    /// are bounded all the same.
+    fn write_depth(&self) -> Option<usize> {
+        None
+    }
+
     /// Makes a namespace known. Idempotent; fails with `Mismatch` if the tier holds the namespace under
     /// another layout.
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()>;

@@ -127,6 +127,11 @@ impl Tier for S3Tier {
         "S3"
     }
 
+    fn write_depth(&self) -> Option<usize> {
+        // small blocks fill an object only if there are many
+        Some(self.shared.settings.queue_depth / 2)
+    }
+
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {
         let image_bytes = namespace.layout.image_bytes() as u64;
         let index = self
