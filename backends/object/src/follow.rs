@@ -17,6 +17,7 @@ use tokio_stream::StreamExt;
 use crate::claims;
 use crate::evict;
 use crate::format::{Footer, MAX_FOOTER_BYTES, ObjectName, TRAILER_BYTES};
+use crate::health::MOST_FAILURES;
 use crate::paths::Kind;
 use crate::purge;
 use crate::shared::{Shared, count};
@@ -54,7 +55,9 @@ pub async fn run(shared: Arc<Shared>) {
         match round(&shared, full).await {
             Ok(()) => {
                 failures = 0;
-                shared.health.succeeded();
+                if shared.reading.is_degraded() && answers_loads(&shared).await {
+                    shared.reading.succeeded();
+                }
                 if Instant::now() >= cleaning_at {
                     cleaning_at = Instant::now() + CLEANING_INTERVAL;
                     clean_up(&shared).await;
@@ -65,8 +68,10 @@ pub async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
-                shared.health.failed(&error);
-                tracing::debug!(%error, "the bucket couldn't be followed");
+                tracing::debug!(%error, failures, "the bucket couldn't be followed");
+                if failures >= MOST_FAILURES {
+                    shared.reading.degrade(&error, shared.now());
+                }
             }
         }
         let interval = shared.settings.tail_interval;
@@ -78,9 +83,21 @@ pub async fn run(shared: Arc<Shared>) {
         let pause = pause * (75 + spread as u32) / 100;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = shared.health.alarm.notified() => tokio::time::sleep(pause.min(interval)).await,
+            () = shared.reading.alarm.notified() => tokio::time::sleep(pause.min(interval)).await,
         }
     }
+}
+
+/// Whether loads are answered, and not only listings: asks for the end of the newest object.
+async fn answers_loads(shared: &Shared) -> bool {
+    let Some(newest) = shared.objects.newest() else {
+        return true;
+    };
+    let path = shared.paths.object(&newest.name);
+    let range = newest.bytes.saturating_sub(TRAILER_BYTES as u64)..newest.bytes;
+    let answer = timeout(shared.settings.read_timeout, shared.store.get_range(&path, range)).await;
+    // one that is gone was answered, too
+    matches!(answer, Ok(Ok(_) | Err(object_store::Error::NotFound { .. })))
 }
 
 /// Deletes what processes of long ago left behind. Nothing depends on it.

@@ -1,36 +1,68 @@
-//! Whether the bucket answers. While it doesn't, everything is a miss at once, and only the follower goes on asking.
+//! Whether the bucket answers: one record for loads and one for dumps, since a bucket may give and not take.
+//!
+//! While loads fail, everything is a miss at once and only the follower asks on. While dumps fail, they are refused at once
+//! but for a trial now and then.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use kvstored_core::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Failures in a row after which the tier is taken for broken.
-const MOST_FAILURES: u32 = 3;
+/// Failures in a row after which the bucket is taken for broken.
+pub const MOST_FAILURES: u32 = 3;
+/// Pause before the first trial; it doubles with each that fails.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct State {
     failures: u32,
     reason: String,
+    pause: Duration,
+    trial_at: Option<Instant>,
 }
 
-/// The bucket's health.
-#[derive(Default)]
+/// How requests of one kind fare.
 pub struct Health {
+    what: &'static str,
     degraded: AtomicBool,
     state: Mutex<State>,
-    /// Rung when the tier degrades, so that the follower asks soon.
+    /// Rung when the bucket is found to be broken.
     pub alarm: Notify,
 }
 
 impl Health {
-    /// Whether the tier answers misses only.
+    /// Of what is named; nothing has failed yet.
+    pub fn of(what: &'static str) -> Self {
+        Self {
+            what,
+            degraded: AtomicBool::new(false),
+            state: Mutex::default(),
+            alarm: Notify::new(),
+        }
+    }
+
+    /// Whether requests fail.
     pub fn is_degraded(&self) -> bool {
         self.degraded.load(Ordering::Acquire)
     }
 
-    /// Why, or nothing.
+    /// Whether a request may be tried at this moment: while they fail, one now and then.
+    pub fn admits(&self, now: Instant) -> bool {
+        if !self.is_degraded() {
+            return true;
+        }
+        let mut state = self.state.lock();
+        let due = state.trial_at.is_some_and(|trial| now >= trial);
+        if due {
+            state.trial_at = Some(now + state.pause);
+        }
+        due
+    }
+
+    /// Why requests fail, or nothing.
     pub fn reason(&self) -> String {
         if self.is_degraded() {
             self.state.lock().reason.clone()
@@ -39,12 +71,10 @@ impl Health {
         }
     }
 
-    /// The error of an operation that isn't tried.
+    /// The error of a request that isn't tried.
     pub fn refusal(&self) -> Error {
-        Error::new(
-            ErrorKind::Unavailable,
-            format!("the bucket doesn't answer: {}", self.reason()),
-        )
+        let what = format!("the bucket doesn't answer {}: {}", self.what, self.reason());
+        Error::new(ErrorKind::Unavailable, what)
     }
 
     /// A request was answered.
@@ -52,27 +82,44 @@ impl Health {
         let mut state = self.state.lock();
         state.failures = 0;
         if self.degraded.swap(false, Ordering::AcqRel) {
-            tracing::info!("the bucket answers again");
+            tracing::info!("the bucket answers {} again", self.what);
         }
     }
 
     /// A request failed, retries included. Only what the bucket is to blame for counts.
-    pub fn failed(&self, error: &Error) {
+    pub fn failed(&self, error: &Error, now: Instant) {
         let blamed = matches!(
             error.kind(),
             ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::PermissionDenied | ErrorKind::Io
         );
-        // what follows from being degraded is no news
-        if !blamed || self.is_degraded() {
+        if !blamed {
             return;
         }
         let mut state = self.state.lock();
-        state.failures = state.failures.saturating_add(1);
-        state.reason = error.to_string();
-        if state.failures >= MOST_FAILURES && !self.degraded.swap(true, Ordering::AcqRel) {
-            tracing::warn!(%error, "the bucket doesn't answer; its blocks are misses until it does");
-            self.alarm.notify_one();
+        if self.is_degraded() {
+            // what follows from being degraded is no news, but a trial that failed is
+            state.pause = (state.pause * 2).min(LONGEST_PAUSE);
+            return;
         }
+        state.failures = state.failures.saturating_add(1);
+        if state.failures >= MOST_FAILURES {
+            drop(state);
+            self.degrade(error, now);
+        }
+    }
+
+    /// Requests are taken for failing from now on.
+    pub fn degrade(&self, error: &Error, now: Instant) {
+        let mut state = self.state.lock();
+        if self.degraded.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        state.reason = error.to_string();
+        state.pause = FIRST_PAUSE;
+        state.trial_at = Some(now + FIRST_PAUSE);
+        drop(state);
+        tracing::warn!(%error, "the bucket doesn't answer {}; they aren't tried until it does", self.what);
+        self.alarm.notify_one();
     }
 }
 
@@ -80,22 +127,39 @@ impl Health {
 mod tests {
     use super::*;
 
+    fn late() -> Error {
+        Error::new(ErrorKind::TimedOut, "late")
+    }
+
     #[test]
     fn three_failures_in_a_row_degrade_and_one_answer_heals() {
-        let health = Health::default();
-        let error = Error::new(ErrorKind::TimedOut, "late");
+        let (health, now) = (Health::of("loads"), kvstored_core::Runtime::system().clock.now());
         for _ in 0..2 {
-            health.failed(&error);
+            health.failed(&late(), now);
         }
         health.succeeded();
-        health.failed(&Error::new(ErrorKind::NotFound, "no such object"));
+        health.failed(&Error::new(ErrorKind::NotFound, "no such object"), now);
         for _ in 0..2 {
-            health.failed(&error);
+            health.failed(&late(), now);
         }
         assert!(!health.is_degraded());
-        health.failed(&error);
+        health.failed(&late(), now);
         assert!(health.is_degraded() && health.reason().contains("late"));
         health.succeeded();
         assert!(!health.is_degraded() && health.reason().is_empty());
+    }
+
+    #[test]
+    fn trials_come_one_at_a_time_and_ever_more_rarely() {
+        let (health, start) = (Health::of("dumps"), kvstored_core::Runtime::system().clock.now());
+        assert!(health.admits(start));
+        health.degrade(&late(), start);
+        assert!(!health.admits(start));
+        let first = start + FIRST_PAUSE;
+        assert!(health.admits(first) && !health.admits(first));
+        health.failed(&late(), first);
+        assert!(health.admits(first + FIRST_PAUSE));
+        assert!(!health.admits(first + FIRST_PAUSE * 2));
+        assert!(health.admits(first + FIRST_PAUSE * 3));
     }
 }

@@ -219,6 +219,11 @@ impl Objects {
         oldest
     }
 
+    /// The newest object.
+    pub fn newest(&self) -> Option<Arc<StoredObject>> {
+        self.tables.read().by_name.values().next_back().cloned()
+    }
+
     /// Those for which `choose` says yes.
     pub fn filtered(&self, choose: impl Fn(&StoredObject) -> bool) -> Vec<Arc<StoredObject>> {
         let tables = self.tables.read();

@@ -91,9 +91,9 @@ async fn load(shared: Arc<Shared>, mut range: Range) {
         Err(_) => Some(late("loading blocks")),
     };
     match &trouble {
-        None => shared.health.succeeded(),
+        None => shared.reading.succeeded(),
         Some(error) => {
-            shared.health.failed(error);
+            shared.reading.failed(error, shared.now());
             if error.kind() == ErrorKind::NotFound {
                 // deleted by somebody else: none of its blocks is there any more
                 shared.objects.forget(&[Arc::clone(&range.object)], false);
@@ -142,8 +142,8 @@ async fn fetch(shared: &Shared, range: &mut Range) -> Result<()> {
         .map_err(|_| Error::internal("no reads"))?;
     let mut attempt = 0;
     loop {
-        if shared.health.is_degraded() {
-            return Err(shared.health.refusal());
+        if shared.reading.is_degraded() {
+            return Err(shared.reading.refusal());
         }
         let result = fetch_once(shared, range, attempt > 0).await;
         attempt += 1;

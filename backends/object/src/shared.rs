@@ -101,7 +101,10 @@ pub struct Shared {
     pub namespaces: Namespaces,
     pub ledger: Option<Arc<QuotaLedger>>,
     pub batches: Batches,
-    pub health: Health,
+    /// How loads and listings fare.
+    pub reading: Health,
+    /// How dumps fare.
+    pub writing: Health,
     pub hedging: Hedging,
     pub counters: Counters,
     pub outstanding: Outstanding,
@@ -139,7 +142,8 @@ impl Shared {
             namespaces: Namespaces::default(),
             ledger,
             batches: Batches::default(),
-            health: Health::default(),
+            reading: Health::of("loads"),
+            writing: Health::of("dumps"),
             hedging: Hedging::new(settings.hedge_percent),
             counters: Counters::default(),
             outstanding: Outstanding::default(),
@@ -155,6 +159,11 @@ impl Shared {
             settings,
             runtime,
         }
+    }
+
+    /// The clock's time.
+    pub fn now(&self) -> Instant {
+        self.runtime.clock.now()
     }
 
     /// The time in microseconds since the Unix epoch.

@@ -13,6 +13,7 @@ use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use crate::health::Health;
 use crate::pending::Pending;
 use crate::settings::S3Settings;
 use crate::shared::Shared;
@@ -80,12 +81,16 @@ impl S3Tier {
         self.shared.hedging.hedges.load(Ordering::Relaxed)
     }
 
-    fn refusal(&self) -> Option<Error> {
+    fn refusal(&self, is_write: bool) -> Option<Error> {
         if self.stopped.load(Ordering::Acquire) {
             return Some(Error::new(ErrorKind::Cancelled, "the tier has stopped").with("tier", self.name()));
         }
-        let health = &self.shared.health;
-        health.is_degraded().then(|| health.refusal())
+        let (reading, writing) = (&self.shared.reading, &self.shared.writing);
+        if reading.is_degraded() {
+            return Some(reading.refusal());
+        }
+        let refused = is_write && !writing.admits(self.shared.now());
+        refused.then(|| writing.refusal())
     }
 
     fn write(&self, block: Pending) {
@@ -149,7 +154,7 @@ impl Tier for S3Tier {
     }
 
     fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
-        if self.shared.health.is_degraded() {
+        if self.shared.reading.is_degraded() {
             return;
         }
         if let Some(index) = self.shared.index.get(&namespace.namespace) {
@@ -158,7 +163,7 @@ impl Tier for S3Tier {
     }
 
     fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
-        if self.shared.health.is_degraded() {
+        if self.shared.reading.is_degraded() {
             return 0;
         }
         let index = self.shared.index.get(&namespace.namespace);
@@ -168,11 +173,11 @@ impl Tier for S3Tier {
     fn submit(&self, batch: Vec<Operation>) {
         let mut reads = Vec::new();
         for operation in batch {
-            if let Some(error) = self.refusal() {
+            let is_write = matches!(operation.action, Action::Write(_));
+            if let Some(error) = self.refusal(is_write) {
                 operation.complete(Err(error));
                 continue;
             }
-            let is_write = matches!(operation.action, Action::Write(_));
             match Pending::accept(&self.shared, operation) {
                 Some(block) if is_write => self.write(block),
                 Some(block) => reads.push(block),
@@ -210,6 +215,8 @@ impl Tier for S3Tier {
     fn statistics(&self) -> TierStatistics {
         let shared = &self.shared;
         let (blocks, index_bytes) = shared.index.totals();
+        let failing = [&shared.reading, &shared.writing].map(Health::reason);
+        let reasons: Vec<String> = failing.into_iter().filter(|reason| !reason.is_empty()).collect();
         let value = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         TierStatistics {
             allocated_bytes: shared.objects.allocated_bytes(),
@@ -222,8 +229,8 @@ impl Tier for S3Tier {
             evicted_blocks: value(&shared.counters.evicted_blocks),
             quarantined_blocks: value(&shared.counters.quarantined_blocks),
             refused_writes: value(&shared.counters.refused_writes),
-            degraded: shared.health.is_degraded(),
-            degraded_reason: shared.health.reason(),
+            degraded: shared.reading.is_degraded() || shared.writing.is_degraded(),
+            degraded_reason: reasons.join("; "),
             ..TierStatistics::default()
         }
     }

@@ -73,7 +73,7 @@ pub async fn store(shared: Arc<Shared>, batch: Batch) {
     let outcome = outcome.unwrap_or_else(|_| Err(late("storing an object")));
     match &outcome {
         Ok((name, object_bytes, _room)) => {
-            shared.health.succeeded();
+            shared.writing.succeeded();
             count(&shared.counters.written_bytes, *object_bytes);
             let lengths = (*object_bytes, blocks.len() as u64 * index.image_bytes);
             let tenant = charged.then(|| tenant(&blocks));
@@ -89,7 +89,7 @@ pub async fn store(shared: Arc<Shared>, batch: Batch) {
             }
         }
         Err(error) => {
-            shared.health.failed(error);
+            shared.writing.failed(error, shared.now());
             tracing::warn!(%error, blocks = blocks.len(), namespace = %index.namespace, "blocks are not stored in the bucket");
             give_back(&shared, &index, &blocks, charged);
         }
@@ -190,9 +190,6 @@ async fn put<'a>(
         .acquire()
         .await
         .map_err(|_| Error::internal("no uploads"))?;
-    if shared.health.is_degraded() {
-        return Err(shared.health.refusal());
-    }
     if let Some(block) = blocks.first() {
         retried(shared, || shared.namespaces.store(shared, &block.namespace)).await?;
     }

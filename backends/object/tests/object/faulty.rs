@@ -49,7 +49,7 @@ pub struct Faulty {
     /// Faults of the next requests, one after the other.
     planned: Mutex<VecDeque<(Request, Fault)>>,
     /// The fault of every request.
-    lasting: Mutex<Option<Fault>>,
+    lasting: Mutex<Option<(Option<Request>, Fault)>>,
     pub gets: AtomicU64,
     pub puts: AtomicU64,
     pub uploads: AtomicU64,
@@ -67,15 +67,24 @@ impl Faulty {
 
     /// Every request fails that way, or none.
     pub fn always(&self, fault: Option<Fault>) {
-        *self.lasting.lock() = fault;
+        *self.lasting.lock() = fault.map(|fault| (None, fault));
+    }
+
+    /// Every request of that kind fails that way.
+    pub fn always_for(&self, request: Request, fault: Fault) {
+        *self.lasting.lock() = Some((Some(request), fault));
     }
 
     fn next(&self, request: Request) -> Option<Fault> {
         let mut planned = self.planned.lock();
         let at = planned.iter().position(|(kind, _)| *kind == request);
-        at.and_then(|at| planned.remove(at))
+        if let Some((_, fault)) = at.and_then(|at| planned.remove(at)) {
+            return Some(fault);
+        }
+        let lasting = self.lasting.lock();
+        lasting
+            .filter(|(kind, _)| kind.is_none_or(|kind| kind == request))
             .map(|(_, fault)| fault)
-            .or(*self.lasting.lock())
     }
 
     async fn suffer(&self, request: Request) -> Result<Option<Fault>> {

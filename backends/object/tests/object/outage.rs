@@ -124,3 +124,50 @@ fn a_late_answer_that_comes_in_time_is_an_answer() {
     assert_readable(&*tier, &info, 0..3);
     assert_eq!(tier.hedged_reads(), 0);
 }
+
+#[test]
+fn a_bucket_that_only_gives_is_read_and_heals_when_it_takes() {
+    let store = Faulty::new();
+    let tier = open(&store);
+    let info = namespace(&*tier);
+    write(&*tier, &info, 0..4);
+    store.always_for(Request::Put, Fault::Error);
+    let mut next = 100;
+    eventually("dumps are refused", || {
+        next += 1;
+        assert!(write_some(&*tier, &info, next..next + 1)[0].is_err());
+        tier.statistics().degraded
+    });
+    // loads go on all the while
+    for _ in 0..20 {
+        assert_readable(&*tier, &info, 0..4);
+    }
+    assert!(tier.statistics().degraded_reason.contains("Slow Down"));
+    store.always(None);
+    eventually("a trial succeeds", || {
+        next += 1;
+        write_some(&*tier, &info, next..next + 1)[0].is_ok()
+    });
+    assert!(!tier.statistics().degraded);
+}
+
+#[test]
+fn a_bucket_that_lists_and_does_not_give_stays_degraded() {
+    let store = Faulty::new();
+    let tier = open(&store);
+    let info = namespace(&*tier);
+    write(&*tier, &info, 0..4);
+    store.always_for(Request::Get, Fault::Error);
+    eventually("the tier is degraded", || {
+        assert!(read(&*tier, &info, 0..4).iter().all(Result::is_err));
+        tier.statistics().degraded
+    });
+    let (_sender, never) = std::sync::mpsc::channel::<()>();
+    for _ in 0..30 {
+        assert_eq!(found(&*tier, &info, 0..4), 0, "healed by a listing alone");
+        let _ = never.recv_timeout(Duration::from_millis(10));
+    }
+    store.always(None);
+    eventually("the tier heals", || found(&*tier, &info, 0..4) == 4);
+    assert_readable(&*tier, &info, 0..4);
+}
