@@ -51,7 +51,8 @@ impl fmt::Display for TierKind {
 /// Whether a plugin may be called that: it's part of a file's name.
 pub fn is_plugin_name(name: &str) -> bool {
     const MOST_BYTES: usize = 64;
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
     (1..=MOST_BYTES).contains(&name.len()) && name.bytes().all(allowed)
 }
 

@@ -136,6 +136,10 @@ pub struct TierStatistics {
     pub quarantined_blocks: u64,
     /// Writes refused for want of space or quota.
     pub refused_writes: u64,
+    /// Breaches of the contract and deadlines missed, by a tier that isn't ours.
+    pub faults: u64,
+    /// Bytes of buffers that such a tier keeps past its deadline; nothing else uses them until it gives them back.
+    pub held_bytes: u64,
     /// Whether the tier works; a degraded tier answers misses and heals by itself.
     pub degraded: bool,
     /// Why it's degraded.
