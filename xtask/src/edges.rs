@@ -55,12 +55,17 @@ fn allowed(from: &str, to: &str) -> bool {
         "benches" | "fuzz" | "tests" | "xtask" => true,
         "backends" | "transfer" | "plugins/abi" => to == "core",
         "client" => matches!(to, "core" | "backends"),
-        // it builds pipelines from settings, and the pool, which lives on the transfer layer, is one of their tiers
-        "client/host" => matches!(to, "core" | "backends" | "client" | "transfer"),
-        "server" | "python" => matches!(
-            to,
-            "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
-        ),
+        // it builds pipelines from settings, and their tiers lie in these folders: the pool on the transfer layer, plugins
+        // behind their loader
+        "client/host" => matches!(to, "core" | "backends" | "client" | "transfer" | "plugins/abi"),
+        "server" | "python" => {
+            matches!(
+                to,
+                "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
+            ) || (from == "server" && to == "plugins/conformance")
+        } // the command that runs the kit
+        // the kit asks the tier contract, whoever is behind it
+        "plugins/conformance" => to == "core",
         plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
         // core, and every folder that the house plan doesn't have yet
         _ => false,

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use kvstored_core::block::{BlockHash, BlockKey, Namespace};
+use kvstored_core::envelope::Envelope;
 use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::events::EventSink;
 use kvstored_core::eviction::{PolicyKind, ShadowCaches};
@@ -300,10 +301,16 @@ impl CacheTier {
     fn copy_to(&self, operation: &Operation) -> Result<()> {
         let slot = self.pin(&operation.namespace, &[operation.hash]).pop().flatten();
         let slot = slot.ok_or_else(|| Error::new(ErrorKind::NotFound, "block is not in the cache"))?;
-        copy_image(&slot, &operation.buffer)
+        check_size(operation)?;
+        copy_image(&slot, &operation.buffer)?;
+        if operation.action == Action::Verify {
+            verify_image(operation).inspect_err(|_| self.discard(&slot))?;
+        }
+        Ok(())
     }
 
     fn copy_from(&self, operation: &Operation) -> Result<()> {
+        check_size(operation)?;
         match self.allocate(&operation.namespace, None, &[operation.hash]).pop() {
             Some(Ok(slot)) => {
                 copy_image(&operation.buffer, &slot).inspect_err(|_| self.discard(&slot))?;
@@ -315,6 +322,37 @@ impl CacheTier {
             None => Err(Error::internal("allocate gave no outcome")),
         }
     }
+}
+
+/// Whether the buffer holds a whole image. Fails with `InvalidInput`.
+fn check_size(operation: &Operation) -> Result<()> {
+    let (buffer, image) = (
+        operation.buffer.length(),
+        operation.namespace.layout.image_bytes(),
+    );
+    if buffer < image {
+        return Err(Error::invalid(format!(
+            "a buffer of {buffer} bytes for a block of {image}"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the envelope and every shard of what was read. Fails with `Corrupt`.
+fn verify_image(operation: &Operation) -> Result<()> {
+    let (buffer, layout) = (&operation.buffer, &operation.namespace.layout);
+    let envelope = Envelope::decode(&buffer.descriptor()?[..])?;
+    envelope.expect(&operation.namespace.key(operation.hash), layout)?;
+    for (index, (shard, expected)) in layout.shards().iter().zip(&envelope.shard_checksums).enumerate() {
+        let offset = buffer.offset() + layout.shard_offset(index).unwrap_or(0);
+        if buffer.arena().checksum(offset, shard.payload_bytes())? != *expected {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("shard {index} has another checksum"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn copy_image(from: &SlotGuard, to: &SlotGuard) -> Result<()> {

@@ -101,7 +101,12 @@ impl Index {
     }
 
     /// Up to `limit` keys behind `after`.
-    pub fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {
+    pub fn list(
+        &self,
+        namespace: Option<&Namespace>,
+        after: Option<&BlockKey>,
+        limit: usize,
+    ) -> Vec<BlockKey> {
         let mut keys: Vec<BlockKey> = Vec::new();
         for (digest, _) in self.namespaces() {
             if namespace.is_some_and(|wanted| *wanted != digest)
@@ -109,7 +114,9 @@ impl Index {
             {
                 continue;
             }
-            let behind = after.filter(|after| after.namespace == digest).map(|after| &after.hash);
+            let behind = after
+                .filter(|after| after.namespace == digest)
+                .map(|after| &after.hash);
             let left = limit.saturating_sub(keys.len());
             let hashes = self
                 .get(&digest)

@@ -29,12 +29,8 @@ pub struct PluginFacts {
 /// A tier's functions, all of them there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Functions {
-    pub open: unsafe extern "C" fn(
-        *const abi::Host,
-        *const abi::Setting,
-        u64,
-        *mut *mut std::ffi::c_void,
-    ) -> i32,
+    pub open:
+        unsafe extern "C" fn(*const abi::Host, *const abi::Setting, u64, *mut *mut std::ffi::c_void) -> i32,
     pub open_namespace: unsafe extern "C" fn(*mut std::ffi::c_void, *const abi::Namespace) -> i32,
     pub submit: unsafe extern "C" fn(*mut std::ffi::c_void, *const abi::Operation, u64),
     pub remove: unsafe extern "C" fn(*mut std::ffi::c_void, *const abi::Key, u64) -> i32,
@@ -115,8 +111,7 @@ pub(crate) fn load(file: &File, name: &str) -> Result<Loaded> {
             abi_version: plugin.abi_version,
             keeps,
         },
-        functions: functions(&tier)
-            .ok_or_else(|| invalid("its tier's table lacks a function".into()))?,
+        functions: functions(&tier).ok_or_else(|| invalid("its tier's table lacks a function".into()))?,
     })
 }
 
@@ -153,7 +148,8 @@ unsafe fn text(start: *const std::ffi::c_char) -> Option<String> {
     }
     // SAFETY: the caller vouches for it.
     let text = unsafe { CStr::from_ptr(start) }.to_str().ok()?;
-    let fine = !text.is_empty() && text.len() <= MOST_TEXT_BYTES && text.chars().all(|c| c.is_ascii_graphic());
+    let fine =
+        !text.is_empty() && text.len() <= MOST_TEXT_BYTES && text.chars().all(|c| c.is_ascii_graphic());
     fine.then(|| text.to_owned())
 }
 

@@ -221,7 +221,9 @@ impl Shared {
                 Ok(())
             }
             (Action::Read, Ok(())) => check_envelope(ticket).map(|_| ()),
-            (Action::Verify, Ok(())) => check_envelope(ticket).and_then(|envelope| check_shards(ticket, &envelope)),
+            (Action::Verify, Ok(())) => {
+                check_envelope(ticket).and_then(|envelope| check_shards(ticket, &envelope))
+            }
             (_, Err(error)) => Err(error),
         };
         match outcome.as_ref().map_err(Error::kind) {
@@ -271,7 +273,10 @@ impl Shared {
             if !here {
                 self.index.remove(&key.namespace, &key.hash);
             } else if !self.index.insert(&key) {
-                self.breach(&format!("it named more than {} namespaces", Index::MOST_NAMESPACES));
+                self.breach(&format!(
+                    "it named more than {} namespaces",
+                    Index::MOST_NAMESPACES
+                ));
                 return;
             }
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{
-    Action, BlockHash, BlockKey, Durability, Error, ErrorKind, EventSink, Namespace, NamespaceInfo, Operation,
-    Result, Runtime, Tier, TierStatistics,
+    Action, BlockHash, BlockKey, Durability, Error, ErrorKind, EventSink, Namespace, NamespaceInfo,
+    Operation, Result, Runtime, Tier, TierStatistics,
 };
 use parking_lot::Mutex;
 
@@ -195,11 +195,7 @@ impl Tier for PluginTier {
 
     fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
         let keys: Vec<BlockKey> = hashes.iter().map(|hash| namespace.key(*hash)).collect();
-        self.shared
-            .flow
-            .lock()
-            .tickets
-            .revoke(|key| keys.contains(key));
+        self.shared.flow.lock().tickets.revoke(|key| keys.contains(key));
         let gone: Vec<BlockKey> = keys
             .into_iter()
             .filter(|key| self.shared.index.remove(&key.namespace, &key.hash))
@@ -320,7 +316,10 @@ impl Tier for PluginTier {
         }
         match threads.pop() {
             Some(calling) if closed => calling.join(),
-            _ => tracing::error!(tier = self.name(), "the plugin didn't close; its thread is left behind"),
+            _ => tracing::error!(
+                tier = self.name(),
+                "the plugin didn't close; its thread is left behind"
+            ),
         }
     }
 }

@@ -26,7 +26,8 @@ pub(crate) fn open_trusted(directory: &Path, name: &OsStr) -> Result<File> {
     })?;
     for (depth, folder) in resolved.ancestors().enumerate() {
         let metadata = std::fs::metadata(folder).map_err(|error| {
-            Error::from_io(error, "a folder above the plugins can't be checked").with("path", folder.display())
+            Error::from_io(error, "a folder above the plugins can't be checked")
+                .with("path", folder.display())
         })?;
         // a folder above may be everybody's if none can rename what is another's there, as in /tmp
         let shared_but_sticky = depth > 0 && metadata.mode() & 0o1000 != 0;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sizes::{ByteSize, Directories, Gibibytes, Quota, quota_map};
+use super::sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota, plugin_setting_map, quota_map};
 use super::values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};
 use kvstored_core::Pipeline;
 
@@ -16,7 +16,8 @@ use kvstored_core::Pipeline;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServeOptions {
-    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Cache, Posix, Cache|Empty, Empty or Fake
+    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Cache, Posix, Cache|Empty, Empty or Fake;
+    /// Plugin(NAME) stands for a plugged-in tier
     /// [default: Cache|Posix]
     #[arg(long, value_name = "TIERS")]
     pub pipeline: Option<Word<Pipeline>>,
@@ -204,6 +205,21 @@ pub struct ServeOptions {
     #[arg(long, value_name = "NAME[,NAME]")]
     pub pool_transports: Option<String>,
 
+    /// Where plugins lie: NAME.so for each, and SHA256SUMS with the sums of those that may be loaded. Only the user that
+    /// runs the daemon, or root, may be able to write there
+    #[arg(long, value_name = "DIR")]
+    pub plugin_directory: Option<PathBuf>,
+
+    /// A setting of a plugin; may be repeated
+    #[arg(long, value_name = "NAME.KEY=VALUE")]
+    #[serde(with = "plugin_setting_map")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    pub plugin_setting: Vec<PluginSetting>,
+
+    /// How long an operation or another call of a plugin may take, in milliseconds [default: 5000]
+    #[arg(long, value_name = "MS")]
+    pub plugin_timeout_ms: Option<u64>,
+
     /// How long a drain may take when the daemon is told to stop, in milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
@@ -301,6 +317,9 @@ impl ServeOptions {
             pool_tls_authority: self.pool_tls_authority.or(below.pool_tls_authority),
             pool_replicas: self.pool_replicas.or(below.pool_replicas),
             pool_transports: self.pool_transports.or(below.pool_transports),
+            plugin_directory: self.plugin_directory.or(below.plugin_directory),
+            plugin_setting: merged_settings(self.plugin_setting, below.plugin_setting),
+            plugin_timeout_ms: self.plugin_timeout_ms.or(below.plugin_timeout_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(below.drain_timeout_ms),
             log_format: self.log_format.or(below.log_format),
             log_level: self.log_level.or(below.log_level),
@@ -311,6 +330,17 @@ impl ServeOptions {
 /// Quotas of both, those above first where both name one.
 fn merged(above: Vec<Quota>, mut below: Vec<Quota>) -> Vec<Quota> {
     below.retain(|quota| !above.iter().any(|other| other.name == quota.name));
+    below.extend(above);
+    below
+}
+
+/// Settings of plugins of both, those above first where both name one.
+fn merged_settings(above: Vec<PluginSetting>, mut below: Vec<PluginSetting>) -> Vec<PluginSetting> {
+    below.retain(|setting| {
+        !above
+            .iter()
+            .any(|other| other.plugin == setting.plugin && other.key == setting.key)
+    });
     below.extend(above);
     below
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
 use super::options::ServeOptions;
+use super::plugins::PluginOptions;
 use super::pool::PoolSettings;
 use super::s3;
 use super::sizes::Quota;
@@ -89,6 +90,8 @@ pub struct ServeSettings {
     pub pool: Option<PoolSettings>,
     /// The bucket, where the pipeline has one.
     pub s3: Option<S3Settings>,
+    /// Where plugins come from, where the pipeline has one.
+    pub plugins: Option<PluginOptions>,
     /// How long a drain may take.
     pub drain_timeout_ms: u64,
     /// How log lines are written.
@@ -163,6 +166,7 @@ impl ServeSettings {
             PoolSettings::note_without_pool(&options, &pipeline, &mut notes);
             None
         };
+        let plugins = PluginOptions::resolve(&options, &pipeline, environment, &mut check, &mut notes);
         let s3 = if pipeline.contains(&TierKind::S3) {
             Some(s3::resolve(&options, &mut check))
         } else {
@@ -202,6 +206,7 @@ impl ServeSettings {
             namespace_quotas: by_name(options.namespace_quota),
             pool,
             s3,
+            plugins,
             drain_timeout_ms,
             log_format: options
                 .log_format
@@ -272,9 +277,11 @@ impl ServeSettings {
         ];
         let pool = self.pool.iter().flat_map(PoolSettings::rows);
         let s3 = self.s3.iter().flat_map(s3::rows);
+        let plugins = self.plugins.iter().flat_map(PluginOptions::rows);
         rows.into_iter()
             .chain(pool)
             .chain(s3)
+            .chain(plugins)
             .map(|(name, value)| (name, value, self.origin(name).name()))
             .collect()
     }

@@ -138,10 +138,7 @@ impl Operation {
         if offset.checked_add(length).is_some_and(|end| end <= self.length) {
             return Ok(());
         }
-        let message = format!(
-            "bytes {offset}+{length} are outside the buffer's {}",
-            self.length
-        );
+        let message = format!("bytes {offset}+{length} are outside the buffer's {}", self.length);
         Err(Failure::new(Kind::InvalidInput, message))
     }
 }

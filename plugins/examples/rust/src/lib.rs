@@ -30,7 +30,9 @@ impl Blocks {
     fn make_room(&mut self, bytes: u64) -> Vec<Key> {
         let mut evicted = Vec::new();
         while self.statistics.allocated_bytes + bytes > self.statistics.capacity_bytes {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
             if self.remove(&oldest) {
                 self.statistics.evicted_blocks += 1;
                 evicted.push(oldest);

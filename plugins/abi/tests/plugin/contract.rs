@@ -1,0 +1,77 @@
+//! The examples pass the conformance kit, and a pipeline works over one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvstored_conformance::{Options, Subject, run};
+use kvstored_core::{Result, Runtime, Tier};
+
+use crate::support::{Directory, plugins};
+
+struct Plugged {
+    directory: Directory,
+    name: &'static str,
+    settings: Vec<(&'static str, String)>,
+    survives: bool,
+}
+
+impl Subject for Plugged {
+    fn open(&mut self) -> Result<Arc<dyn Tier>> {
+        let settings: Vec<(&str, &str)> = self
+            .settings
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
+        let tier = self
+            .directory
+            .open(self.name, Duration::from_secs(20), &settings)?;
+        Ok(tier)
+    }
+
+    fn survives_restart(&self) -> bool {
+        self.survives
+    }
+}
+
+#[test]
+fn the_example_in_rust_keeps_the_contract() {
+    let directory = Directory::new();
+    directory.copy_memory();
+    directory.list();
+    let mut subject = Plugged {
+        directory,
+        name: "memory",
+        settings: vec![("capacity_bytes", (2 << 20).to_string())],
+        survives: false,
+    };
+    let report = run(&mut subject, &Options::default(), &Runtime::system());
+    assert!(report.passed(), "{report}");
+}
+
+#[test]
+fn the_example_in_c_keeps_the_contract() {
+    let directory = Directory::new();
+    directory.compile(&plugins().join("examples/c/files.c"), "files", &[]);
+    directory.list();
+    let blocks = directory.path().join("blocks");
+    std::fs::create_dir(&blocks).unwrap();
+    let mut subject = Plugged {
+        directory,
+        name: "files",
+        settings: vec![("path", blocks.display().to_string())],
+        survives: true,
+    };
+    let report = run(&mut subject, &Options::default(), &Runtime::system());
+    assert!(report.passed(), "{report}");
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    let directory = Directory::new();
+    directory.copy_memory();
+    directory.list();
+    let Err(error) = directory.open("memory", Duration::from_secs(5), &[("capacity", "1")]) else {
+        panic!("opened")
+    };
+    assert!(error.to_string().contains("capacity is unknown"), "{error}");
+}

@@ -1,0 +1,7 @@
+//! Real shared objects, loaded as the daemon loads them: the examples in Rust and C, and one that breaks every rule.
+
+mod containment;
+mod contract;
+mod header;
+mod support;
+mod trust;
