@@ -70,7 +70,7 @@ impl Probe {
                 let mut stderr = stderr;
                 let count = stderr.read(&mut bytes).unwrap_or(0);
                 bytes.truncate(count);
-                said = String::from_utf8_lossy(&bytes).trim().to_owned();
+                String::from_utf8_lossy(&bytes).trim().clone_into(&mut said);
             }
         }
         Err(failed(if said.is_empty() {

@@ -193,6 +193,9 @@ impl Shared {
 
     /// What the caller of an operation is told.
     fn judge(&self, ticket: &Ticket, status: i32, transferred: u64, message: &str) -> Result<()> {
+        if self.mode() == Mode::Out {
+            return Err(self.refusal());
+        }
         let (key, length) = (ticket.key(), ticket.namespace.layout.image_bytes() as u64);
         let what = if matches!(ticket.action, Action::Write(_)) {
             "write"

@@ -257,7 +257,7 @@ impl Tier for PluginTier {
         statistics.faults = shared.faults.load(Ordering::Relaxed);
         if matches!(shared.mode(), Mode::Stalled | Mode::Out) {
             statistics.degraded = true;
-            statistics.degraded_reason = shared.reason.lock().clone();
+            statistics.degraded_reason.clone_from(&shared.reason.lock());
         }
         statistics
     }

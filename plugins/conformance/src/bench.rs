@@ -147,7 +147,7 @@ impl Bench {
         let image = self.image(&self.namespace, hash, version)?;
         let action = Action::Write(self.tier.keeps().max(Durability::Tier));
         let pending = self.start(vec![(self.namespace.clone(), hash, action, image)]);
-        self.ended(pending)
+        Self::ended(pending)
     }
 
     /// Writes a block that has to be taken.
@@ -211,7 +211,7 @@ impl Bench {
         }
     }
 
-    fn ended(&self, pending: Vec<Pending>) -> Result<Result<(), Error>, String> {
+    fn ended(pending: Vec<Pending>) -> Result<Result<(), Error>, String> {
         match pending.into_iter().next() {
             Some(pending) => pending.wait().map(|(_, outcome)| outcome),
             None => Err("no operation".into()),

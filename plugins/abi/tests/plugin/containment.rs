@@ -14,7 +14,7 @@ use kvstored_plugin_host::PluginTier;
 
 use crate::support::{Directory, plugins};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Default)]
 struct Released(AtomicU32);
@@ -41,7 +41,6 @@ impl Fixture {
         let tier = directory.open("faulty", timeout, &[("fault", fault)]).unwrap();
         let layout = Layout::uniform(1, 1, 4096).unwrap();
         let namespace = Arc::new(NamespaceInfo::new(Identity::default(), layout).unwrap());
-        tier.open_namespace(&namespace).unwrap();
         Self {
             tier,
             namespace,
@@ -168,7 +167,7 @@ fn a_read_that_read_nothing_is_corrupt_and_the_block_gone() {
 
 #[test]
 fn a_buffer_that_never_comes_back_is_never_used_again() {
-    let fixture = Fixture::new("never", Duration::from_millis(300));
+    let fixture = Fixture::new("never", Duration::from_secs(1));
     let error = fixture.write().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     let statistics = fixture.tier.statistics();
@@ -191,7 +190,7 @@ fn a_buffer_that_never_comes_back_is_never_used_again() {
 
 #[test]
 fn a_plugin_that_blocks_is_asked_again_once_it_answers() {
-    let fixture = Fixture::new("blocks", Duration::from_millis(200));
+    let fixture = Fixture::new("blocks", Duration::from_secs(1));
     assert_eq!(fixture.write().unwrap_err().kind(), ErrorKind::TimedOut);
     assert!(fixture.tier.statistics().degraded);
     fixture.until(|fixture| !fixture.tier.statistics().degraded);

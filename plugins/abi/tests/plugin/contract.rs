@@ -1,10 +1,16 @@
 //! The examples pass the conformance kit, and a pipeline works over one.
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use kvstored_backends::cache::{CacheSettings, CacheTier};
+
 use kvstored_conformance::{Options, Subject, run};
-use kvstored_core::{Result, Runtime, Tier};
+use kvstored_core::checksum::Checksum;
+use kvstored_core::{
+    BlockHash, Durability, Engine, EngineSettings, Identity, Layout, Reserved, Result, Runtime, Tier,
+};
 
 use crate::support::{Directory, plugins};
 
@@ -74,4 +80,67 @@ fn a_wrong_setting_is_named() {
         panic!("opened")
     };
     assert!(error.to_string().contains("capacity is unknown"), "{error}");
+}
+
+#[test]
+fn a_pipeline_writes_through_a_plugin_and_reads_from_it() {
+    const PATIENCE: Duration = Duration::from_mins(1);
+    let directory = Directory::new();
+    directory.copy_memory();
+    directory.list();
+    let plugin = directory.open("memory", PATIENCE, &[]).unwrap();
+    let cache = CacheSettings {
+        capacity_bytes: 8 << 20,
+        shared: false,
+        huge_pages: false,
+        ..CacheSettings::default()
+    };
+    let runtime = Runtime::system();
+    let engine = Engine::new(
+        EngineSettings::default(),
+        runtime.clone(),
+        CacheTier::open(cache, None).unwrap(),
+        true,
+        vec![plugin],
+    );
+    assert_eq!(engine.tier_names(), ["Cache", "Plugin(memory)"]);
+    let layout = Layout::uniform(3, 1, 5000).unwrap();
+    let namespace = engine.open_namespace(Identity::default(), layout).unwrap();
+    let hash = BlockHash::new(&[3; 32]).unwrap();
+    let (sender, reserved) = channel();
+    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
+    engine.reserve(&namespace, None, &[hash], runtime.deadline(PATIENCE), done);
+    let mut outcomes: Vec<Reserved> = reserved.recv_timeout(PATIENCE).unwrap();
+    let Some(Reserved::Slot(reservation)) = outcomes.pop() else {
+        panic!("no slot")
+    };
+    let payload = |shard: usize| vec![shard as u8 + 1; 5000];
+    for shard in [2, 0, 1] {
+        let mut checksum = Checksum::new();
+        checksum.update(&payload(shard));
+        let slot = reservation.slot();
+        let offset = slot.offset() + namespace.layout.shard_offset(shard).unwrap();
+        slot.arena().write(offset, &payload(shard)).unwrap();
+        reservation.put_shard(shard, checksum.value()).unwrap();
+    }
+    let (sender, committed) = channel();
+    let done = Box::new(move |outcome| sender.send(outcome).unwrap());
+    engine.commit(*reservation, Durability::Memory, done);
+    committed.recv_timeout(PATIENCE).unwrap().unwrap();
+    engine.drain(runtime.deadline(PATIENCE)).unwrap();
+    assert_eq!(engine.evict(&namespace, &[hash], Some("Cache")).unwrap(), 1);
+    let (sender, acquired) = channel();
+    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
+    engine.acquire(&namespace, &[hash], done);
+    let mut outcomes: Vec<Result<kvstored_core::Acquired>> = acquired.recv_timeout(PATIENCE).unwrap();
+    let found = outcomes.pop().unwrap().unwrap();
+    assert_eq!(found.tier, 1, "it came from the plugin");
+    for shard in 0..3 {
+        let mut bytes = vec![0; 5000];
+        let offset = found.slot.offset() + namespace.layout.shard_offset(shard).unwrap();
+        found.slot.arena().read(offset, &mut bytes).unwrap();
+        assert_eq!(bytes, payload(shard));
+    }
+    drop(found);
+    engine.shutdown();
 }

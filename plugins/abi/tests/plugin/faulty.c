@@ -51,7 +51,7 @@ static void tier_submit(void *tier, const kvstored_operation *operations, uint64
         }
         if (is("twice")) host->complete(host->context, operation->ticket, KVSTORED_OK, length, NOTHING);
         if (is("unknown")) host->complete(host->context, ~operation->ticket, KVSTORED_OK, length, NOTHING);
-        if (is("blocks")) sleep(2);
+        if (is("blocks")) sleep(3);
         if (is("status")) {
             host->complete(host->context, operation->ticket, 12345, length, NOTHING);
         } else if (is("more")) {
@@ -72,7 +72,6 @@ static int32_t tier_remove(void *tier, const kvstored_key *keys, uint64_t count)
     return KVSTORED_OK;
 }
 
-/* The test's way to have the plugin end what it kept. */
 static int32_t tier_purge(void *tier, const uint8_t namespace_digest[32]) {
     (void)tier;
     (void)namespace_digest;
