@@ -53,7 +53,8 @@ fn allowed(from: &str, to: &str) -> bool {
     }
     match from {
         "benches" | "fuzz" | "tests" | "xtask" => true,
-        "backends" | "transfer" | "plugins/abi" => to == "core",
+        // the conformance kit asks the tier contract, whoever is behind it
+        "backends" | "transfer" | "plugins/abi" | "plugins/conformance" => to == "core",
         "client" => matches!(to, "core" | "backends"),
         // it builds pipelines from settings, and their tiers lie in these folders: the pool on the transfer layer, plugins
         // behind their loader
@@ -64,8 +65,7 @@ fn allowed(from: &str, to: &str) -> bool {
                 "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
             ) || (from == "server" && to == "plugins/conformance")
         } // the command that runs the kit
-        // the kit asks the tier contract, whoever is behind it
-        "plugins/conformance" => to == "core",
+
         plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
         // core, and every folder that the house plan doesn't have yet
         _ => false,
@@ -117,6 +117,7 @@ mod tests {
             package("transfer", &[("./core", false)]),
             package("plugins/abi", &[("./core", false)]),
             package("plugins/ds3fs", &[("./plugins/abi", false)]),
+            package("plugins/conformance", &[("./core", false), ("./backends", true)]),
             package(
                 "server",
                 &[
@@ -124,6 +125,7 @@ mod tests {
                     ("./client", false),
                     ("./transfer", false),
                     ("./plugins/abi", false),
+                    ("./plugins/conformance", false),
                 ],
             ),
             package(
@@ -152,6 +154,8 @@ mod tests {
             ("transfer", "backends"),
             ("plugins/abi", "backends"),
             ("plugins/ds3fs", "core"),
+            ("plugins/conformance", "backends"),
+            ("python", "plugins/conformance"),
             ("plugins/ds3fs", "plugins/cuda"),
             ("server", "benches"),
             ("newcomer", "core"),
