@@ -64,8 +64,7 @@ fn allowed(from: &str, to: &str) -> bool {
                 to,
                 "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
             ) || (from == "server" && to == "plugins/conformance")
-        } // the command that runs the kit
-
+        }
         plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
         // core, and every folder that the house plan doesn't have yet
         _ => false,

@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use kvstored_backends::cache::{CacheSettings, CacheTier};
+use kvstored_backends::posix::{PosixSettings, PosixTier};
+use kvstored_core::Runtime;
 use kvstored_core::memory::SlotOwner;
 use kvstored_core::{
-    Action, Arena, BlockHash, Durability, Error, ErrorKind, Identity, Layout, NamespaceInfo, Operation,
-    SlotGuard, Tier,
+    Action, Arena, BlockHash, Durability, Engine, EngineSettings, Error, ErrorKind, Identity, Layout,
+    NamespaceInfo, Operation, SlotGuard, Tier,
 };
 use kvstored_plugin_host::PluginTier;
 
-use crate::support::{Directory, plugins};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::support::{Directory, PATIENCE, acquire, dump, expect_payload, plugins};
 
 #[derive(Default)]
 struct Released(AtomicU32);
@@ -196,4 +197,42 @@ fn a_plugin_that_blocks_is_asked_again_once_it_answers() {
     fixture.until(|fixture| !fixture.tier.statistics().degraded);
     assert_eq!(fixture.tier.statistics().held_bytes, 0);
     fixture.tier.shutdown();
+}
+
+#[test]
+fn the_next_tier_reads_into_another_slot_than_the_one_that_a_plugin_kept() {
+    let fixture = Fixture::new("reads", Duration::from_secs(1));
+    let storage = tempfile::tempdir().unwrap();
+    let runtime = Runtime::system();
+    let posix = PosixSettings {
+        directories: vec![storage.path().to_owned()],
+        capacity_bytes: 64 << 20,
+        ..PosixSettings::default()
+    };
+    let cache = CacheSettings {
+        capacity_bytes: 8 << 20,
+        shared: false,
+        huge_pages: false,
+        ..CacheSettings::default()
+    };
+    let posix = PosixTier::open(posix, runtime.clone(), None).unwrap();
+    let engine = Engine::new(
+        EngineSettings::default(),
+        runtime.clone(),
+        CacheTier::open(cache, None).unwrap(),
+        true,
+        vec![fixture.tier.clone(), posix],
+    );
+    let layout = Layout::uniform(2, 1, 5000).unwrap();
+    let namespace = engine.open_namespace(Identity::default(), layout).unwrap();
+    let hash = BlockHash::new(&[3; 32]).unwrap();
+    dump(&engine, &namespace, hash);
+    engine.drain(runtime.deadline(PATIENCE)).unwrap();
+    engine.evict(&namespace, &[hash], Some("Cache")).unwrap();
+    let found = acquire(&engine, &namespace, hash);
+    assert_eq!(found.tier, 2, "the plugin had it and didn't answer");
+    expect_payload(&namespace, &found.slot);
+    // closing makes the plugin write to the slot that it kept
+    engine.shutdown();
+    expect_payload(&namespace, &found.slot);
 }

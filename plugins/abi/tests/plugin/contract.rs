@@ -1,18 +1,14 @@
 //! The examples pass the conformance kit, and a pipeline works over one.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use kvstored_backends::cache::{CacheSettings, CacheTier};
 
 use kvstored_conformance::{Options, Subject, run};
-use kvstored_core::checksum::Checksum;
-use kvstored_core::{
-    BlockHash, Durability, Engine, EngineSettings, Identity, Layout, Reserved, Result, Runtime, Tier,
-};
+use kvstored_core::{BlockHash, Engine, EngineSettings, Identity, Layout, Result, Runtime, Tier};
 
-use crate::support::{Directory, plugins};
+use crate::support::{Directory, PATIENCE, acquire, dump, expect_payload, plugins};
 
 struct Plugged {
     directory: Directory,
@@ -84,7 +80,6 @@ fn a_wrong_setting_is_named() {
 
 #[test]
 fn a_pipeline_writes_through_a_plugin_and_reads_from_it() {
-    const PATIENCE: Duration = Duration::from_mins(1);
     let directory = Directory::new();
     directory.copy_memory();
     directory.list();
@@ -107,40 +102,12 @@ fn a_pipeline_writes_through_a_plugin_and_reads_from_it() {
     let layout = Layout::uniform(3, 1, 5000).unwrap();
     let namespace = engine.open_namespace(Identity::default(), layout).unwrap();
     let hash = BlockHash::new(&[3; 32]).unwrap();
-    let (sender, reserved) = channel();
-    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
-    engine.reserve(&namespace, None, &[hash], runtime.deadline(PATIENCE), done);
-    let mut outcomes: Vec<Reserved> = reserved.recv_timeout(PATIENCE).unwrap();
-    let Some(Reserved::Slot(reservation)) = outcomes.pop() else {
-        panic!("no slot")
-    };
-    let payload = |shard: usize| vec![shard as u8 + 1; 5000];
-    for shard in [2, 0, 1] {
-        let mut checksum = Checksum::new();
-        checksum.update(&payload(shard));
-        let slot = reservation.slot();
-        let offset = slot.offset() + namespace.layout.shard_offset(shard).unwrap();
-        slot.arena().write(offset, &payload(shard)).unwrap();
-        reservation.put_shard(shard, checksum.value()).unwrap();
-    }
-    let (sender, committed) = channel();
-    let done = Box::new(move |outcome| sender.send(outcome).unwrap());
-    engine.commit(*reservation, Durability::Memory, done);
-    committed.recv_timeout(PATIENCE).unwrap().unwrap();
+    dump(&engine, &namespace, hash);
     engine.drain(runtime.deadline(PATIENCE)).unwrap();
     assert_eq!(engine.evict(&namespace, &[hash], Some("Cache")).unwrap(), 1);
-    let (sender, acquired) = channel();
-    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
-    engine.acquire(&namespace, &[hash], done);
-    let mut outcomes: Vec<Result<kvstored_core::Acquired>> = acquired.recv_timeout(PATIENCE).unwrap();
-    let found = outcomes.pop().unwrap().unwrap();
+    let found = acquire(&engine, &namespace, hash);
     assert_eq!(found.tier, 1, "it came from the plugin");
-    for shard in 0..3 {
-        let mut bytes = vec![0; 5000];
-        let offset = found.slot.offset() + namespace.layout.shard_offset(shard).unwrap();
-        found.slot.arena().read(offset, &mut bytes).unwrap();
-        assert_eq!(bytes, payload(shard));
-    }
+    expect_payload(&namespace, &found.slot);
     drop(found);
     engine.shutdown();
 }

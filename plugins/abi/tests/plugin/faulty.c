@@ -44,7 +44,7 @@ static void tier_submit(void *tier, const kvstored_operation *operations, uint64
     for (uint64_t i = 0; i < count; i++) {
         const kvstored_operation *operation = &operations[i];
         uint64_t length = operation->length;
-        if (is("never")) {
+        if (is("never") || (is("reads") && operation->action == KVSTORED_READ)) {
             kept = *operation;
             keeps_one = 1;
             continue;

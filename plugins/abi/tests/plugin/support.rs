@@ -5,10 +5,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use kvstored_core::{Result, Runtime};
+use kvstored_core::checksum::Checksum;
+use kvstored_core::{
+    Acquired, BlockHash, Durability, Engine, NamespaceInfo, Reserved, Result, Runtime, SlotGuard,
+};
 use kvstored_plugin_host::{PluginDirectory, PluginSettings, PluginTier, Probe};
+
+/// How long anything may take.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where the plugins' sources are.
 pub fn plugins() -> PathBuf {
@@ -83,5 +90,55 @@ impl Directory {
             ..PluginSettings::default()
         };
         PluginDirectory::new(self.path().to_owned(), probe).open(name, settings, &Runtime::system())
+    }
+}
+
+fn payload(namespace: &NamespaceInfo, shard: usize) -> Vec<u8> {
+    let bytes = namespace.layout.shard(shard).unwrap().payload_bytes();
+    vec![shard as u8 + 1; bytes]
+}
+
+/// Dumps a block, its last shard first, and waits until it's in memory.
+pub fn dump(engine: &Engine, namespace: &Arc<NamespaceInfo>, hash: BlockHash) {
+    let (sender, reserved) = channel();
+    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
+    let deadline = engine.runtime().deadline(PATIENCE);
+    engine.reserve(namespace, None, &[hash], deadline, done);
+    let mut outcomes: Vec<Reserved> = reserved.recv_timeout(PATIENCE).unwrap();
+    let Some(Reserved::Slot(reservation)) = outcomes.pop() else {
+        panic!("no slot")
+    };
+    for shard in (0..namespace.layout.shards().len()).rev() {
+        let bytes = payload(namespace, shard);
+        let mut checksum = Checksum::new();
+        checksum.update(&bytes);
+        let slot = reservation.slot();
+        let offset = slot.offset() + namespace.layout.shard_offset(shard).unwrap();
+        slot.arena().write(offset, &bytes).unwrap();
+        reservation.put_shard(shard, checksum.value()).unwrap();
+    }
+    let (sender, committed) = channel();
+    let done = Box::new(move |outcome| sender.send(outcome).unwrap());
+    engine.commit(*reservation, Durability::Memory, done);
+    committed.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+/// Loads a block that has to be somewhere.
+pub fn acquire(engine: &Engine, namespace: &Arc<NamespaceInfo>, hash: BlockHash) -> Acquired {
+    let (sender, acquired) = channel();
+    let done = Box::new(move |outcomes| sender.send(outcomes).unwrap());
+    engine.acquire(namespace, &[hash], done);
+    let mut outcomes: Vec<Result<Acquired>> = acquired.recv_timeout(PATIENCE).unwrap();
+    outcomes.pop().unwrap().unwrap()
+}
+
+/// Checks that a slot has what [`dump`] wrote.
+pub fn expect_payload(namespace: &NamespaceInfo, slot: &SlotGuard) {
+    for shard in 0..namespace.layout.shards().len() {
+        let expected = payload(namespace, shard);
+        let mut bytes = vec![0; expected.len()];
+        let offset = slot.offset() + namespace.layout.shard_offset(shard).unwrap();
+        slot.arena().read(offset, &mut bytes).unwrap();
+        assert_eq!(bytes, expected, "shard {shard}");
     }
 }
