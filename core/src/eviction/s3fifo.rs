@@ -126,18 +126,16 @@ impl EvictionPolicy for S3Fifo {
     fn evict(&mut self, evictable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
         let small_is_full = self.queues.len(SMALL) >= (self.capacity / SMALL_ONE_IN).max(1);
         let first = if small_is_full { SMALL } else { MAIN };
-        let victim = match self.find_victim(first, evictable) {
-            Some(victim) => victim,
-            None => {
-                let before = self.queues.len(MAIN);
-                let other = self.find_victim(1 - first, evictable);
-                // all that was in the small queue may have moved on to the main one, which was looked through before
-                match other {
-                    None if self.queues.len(MAIN) > before => self.find_victim(MAIN, evictable)?,
-                    other => other?,
-                }
+        let mut victim = self.find_victim(first, evictable);
+        if victim.is_none() {
+            let before = self.queues.len(MAIN);
+            victim = self.find_victim(1 - first, evictable);
+            // all that was in the small queue may have moved on to the main one, which was looked through before
+            if victim.is_none() && self.queues.len(MAIN) > before {
+                victim = self.find_victim(MAIN, evictable);
             }
-        };
+        }
+        let victim = victim?;
         if self.queues.unlink(victim) == Some(SMALL) {
             self.ghosts.push(0, self.entries[victim as usize].fingerprint);
             self.trim_ghosts();
