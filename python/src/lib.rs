@@ -8,6 +8,7 @@ mod arguments;
 mod configuration;
 mod dump_session;
 mod embedded;
+mod engine_settings;
 mod events;
 mod failure;
 mod handoff;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use kvstored_handoff::{Description, HandoffSettings, Rank, RemoteRequest, Statistics};
-use kvstored_transfer::{EngineSettings, TransportKind};
 use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -14,10 +13,10 @@ use pyo3::types::PyDict;
 use super::blocks::Blocks;
 use super::describe::{GivenLayer, layers};
 use crate::arguments::seconds;
+use crate::engine_settings::engine_settings;
 use crate::failure::{Outcome, detached};
 use crate::home::Home;
 use crate::logging;
-use crate::mooncake::{Security, resolve};
 
 /// How long an object that is dropped without having been closed waits for what is under way.
 const DROP_SECONDS: f64 = 1.0;
@@ -89,18 +88,8 @@ impl Handoff {
     ) -> Outcome<Self> {
         logging::start();
         detached(py, || {
-            let security = Security::new(token, certificate, key, authority)?;
             let settings = HandoffSettings {
-                engine: EngineSettings {
-                    listen: Some(resolve(listen)?),
-                    token: security.token,
-                    tls: security.tls,
-                    transports: transports
-                        .iter()
-                        .map(|name| name.parse::<TransportKind>())
-                        .collect::<Result<_>>()?,
-                    ..EngineSettings::default()
-                },
+                engine: engine_settings(listen, &transports, token, certificate, key, authority)?,
                 verify,
                 pull_threads,
                 ..HandoffSettings::default()

@@ -1,12 +1,11 @@
 //! The transfer engine as Mooncake's callers know it: peers by name, memory by address.
 
-use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
-use kvstored_transfer::{EngineSettings, MAX_NOTIFICATION_BYTES, TransferKind, TransportKind};
+use kvstored_transfer::{MAX_NOTIFICATION_BYTES, TransferKind};
 use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -14,9 +13,9 @@ use pyo3::types::PyBytes;
 use super::memory::Memory;
 use super::numbers::{Numbers, entries};
 use super::peers::Peers;
-use super::security::Security;
 use super::transfers::{Background, Begun, Parts, Request};
 use crate::arguments::seconds;
+use crate::engine_settings::engine_settings;
 use crate::failure::{Failure, Outcome, detached};
 use crate::home::Home;
 use crate::logging;
@@ -79,17 +78,7 @@ impl TransferEngine {
     ) -> Outcome<Self> {
         logging::start();
         detached(py, || {
-            let security = Security::new(token, certificate, key, authority)?;
-            let settings = EngineSettings {
-                listen: Some(resolve(listen)?),
-                token: security.token,
-                tls: security.tls,
-                transports: transports
-                    .iter()
-                    .map(|name| name.parse::<TransportKind>())
-                    .collect::<Result<_>>()?,
-                ..EngineSettings::default()
-            };
+            let settings = engine_settings(listen, &transports, token, certificate, key, authority)?;
             let runtime = Runtime::system();
             let engine = kvstored_transfer::TransferEngine::start(settings, runtime.clone())?;
             engine.allow_registered(true);
@@ -311,17 +300,6 @@ fn request(
             .runtime
             .deadline(seconds(timeout)?.max(Duration::from_millis(1))),
     })
-}
-
-/// The address of a name and port. Fails with `InvalidInput` for a name that nobody knows.
-pub fn resolve(name: &str) -> Result<std::net::SocketAddr> {
-    let unknown = |why: String| Error::invalid(format!("\"{name}\" is no address to listen on: {why}"));
-    let mut addresses = name
-        .to_socket_addrs()
-        .map_err(|error| unknown(error.to_string()))?;
-    addresses
-        .next()
-        .ok_or_else(|| unknown("the name has none".to_owned()))
 }
 
 /// A name and a message in one: the name's length, 4 bytes little-endian, the name, the message.

@@ -1,6 +1,5 @@
 //! Joining a pool, and what a member has.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +8,10 @@ use kvstored_master::client::{ClientSettings as MasterSettings, ClientTls};
 use kvstored_pool::{
     ClientSettings, Directory, MasterDirectory, Membership, NodeId, NodeSettings, PoolClient, whole_key,
 };
-use kvstored_transfer::{EngineSettings, TransportKind};
+use kvstored_transfer::EngineSettings;
 
 use super::codes::{INVALID_PARAMETERS, told};
 use super::objects::Registered;
-use super::security::Security;
 use super::staging::Staging;
 
 /// How long joining waits for the master.
@@ -85,9 +83,7 @@ impl OpenPool {
 
 /// What joining takes.
 pub struct Joining {
-    pub listen: SocketAddr,
-    pub transports: Vec<TransportKind>,
-    pub security: Security,
+    pub engine: EngineSettings,
     pub masters: Vec<String>,
     pub lent_bytes: u64,
     pub buffer_bytes: usize,
@@ -100,29 +96,20 @@ pub fn join(joining: Joining) -> Result<OpenPool> {
     let runtime = Runtime::system();
     let masters = MasterSettings {
         endpoints: joining.masters,
-        token: joining
-            .security
-            .token
-            .as_ref()
-            .map(|token| token.expose().to_vec()),
-        tls: joining.security.tls.as_ref().map(|tls| ClientTls {
+        token: joining.engine.token.as_ref().map(|token| token.expose().to_vec()),
+        tls: joining.engine.tls.as_ref().map(|tls| ClientTls {
             authority: tls.authority.clone(),
             identity: Some((tls.certificate.clone(), tls.key.clone())),
             server_name: tls.peer_name.clone(),
         }),
         ..MasterSettings::default()
     };
+    let host = joining.engine.listen.map(|address| address.ip().to_string());
     let membership = Membership {
-        engine: EngineSettings {
-            listen: Some(joining.listen),
-            token: joining.security.token,
-            tls: joining.security.tls,
-            transports: joining.transports,
-            ..EngineSettings::default()
-        },
+        engine: joining.engine,
         node: NodeSettings {
             segment_bytes: joining.lent_bytes,
-            name: format!("{}:{}", joining.listen.ip(), std::process::id()),
+            name: format!("{}:{}", host.unwrap_or_default(), std::process::id()),
             ..NodeSettings::default()
         },
         client: ClientSettings::default(),

@@ -7,11 +7,9 @@ mod memory;
 mod numbers;
 mod objects;
 mod peers;
-mod security;
 mod staging;
 mod store;
 mod transfers;
 
-pub use engine::{TransferEngine, resolve};
-pub use security::Security;
+pub use engine::TransferEngine;
 pub use store::PoolStore;

@@ -11,11 +11,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::codes::{INVALID_PARAMETERS, OK, told};
-use super::engine::resolve;
 use super::member::{Joining, OpenPool, join, place};
 use super::objects::{Scattered, fetch, groups, sizes};
-use super::security::Security;
 use crate::arguments::seconds;
+use crate::engine_settings::engine_settings;
 use crate::failure::{Outcome, detached};
 use crate::home::Home;
 use crate::logging;
@@ -84,12 +83,7 @@ impl PoolStore {
         let timeout = seconds(timeout)?;
         detached(py, || {
             let open = join(Joining {
-                listen: resolve(listen)?,
-                transports: transports
-                    .iter()
-                    .map(|name| name.parse())
-                    .collect::<Result<_>>()?,
-                security: Security::new(token, certificate, key, authority)?,
+                engine: engine_settings(listen, &transports, token, certificate, key, authority)?,
                 masters,
                 lent_bytes,
                 buffer_bytes,

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .processes import Tree, start_leashed
+from .program import Program
 
 BINARY_VARIABLE = "KVSTORED_BINARY"
 READY_SECONDS = 30.0
@@ -33,7 +34,7 @@ def daemon_binary() -> Path | None:
     return max(built, key=lambda path: path.stat().st_mtime, default=None)
 
 
-class Daemon:
+class Daemon(Program):
     """One daemon with a folder of its own. A context manager that starts it, always stops it and removes its folder.
 
     folder: for socket, storage and log; a new one below the system's temporary folder if None (a socket's path must be
@@ -59,9 +60,8 @@ class Daemon:
         self.storage = storage or self.folder / "blocks"
         self.storage.mkdir(parents=True, exist_ok=True)
         self.socket = self.folder / "kvstored.sock"
-        self.log = self.folder / "daemon.log"
+        super().__init__(self.folder / "daemon.log")
         self._environment = {**os.environ, **(environment or {})}
-        self._tree: Tree | None = None
         program = binary or daemon_binary()
         if program is None:
             raise FileNotFoundError(f"no kvstored program: build it, or name it in {BINARY_VARIABLE}")
@@ -87,17 +87,6 @@ class Daemon:
             time.sleep(_POLL_SECONDS)
         return self
 
-    def stop(self, timeout: float = 30.0) -> bool:
-        """Asks it to end and waits. Whether no force was needed."""
-        tree, self._tree = self._tree, None
-        return tree is None or tree.terminate(timeout)
-
-    def kill(self) -> None:
-        """Kills it as a crash would. Its socket stays, as after a crash."""
-        tree, self._tree = self._tree, None
-        if tree is not None:
-            tree.kill()
-
     def pause(self) -> None:
         """Stops it where it is, until `resume`."""
         self.process.send_signal(signal.SIGSTOP)
@@ -106,23 +95,10 @@ class Daemon:
         """Lets it go on."""
         self.process.send_signal(signal.SIGCONT)
 
-    def restart(self) -> Self:
-        """Stops and starts it over the same storage."""
-        self.stop()
-        return self.start()
-
     def statistics(self) -> dict[str, Any]:
         """What `kvstored ctl stat` tells."""
         command = [self.command[0], "ctl", "stat", "--json", "--socket", str(self.socket)]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout)
-
-    def log_text(self) -> str:
-        """All that it wrote."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
 
     def remove(self) -> None:
         """Kills it if it runs and removes its folder, unless that was given."""
@@ -140,18 +116,6 @@ class Daemon:
         """Variables with which other programs take this daemon's socket for the default one."""
         return {"XDG_RUNTIME_DIR": str(self.folder)}
 
-    @property
-    def is_running(self) -> bool:
-        """Whether its process lives."""
-        return self._tree is not None and self._tree.root.poll() is None
-
-    @property
-    def process(self) -> subprocess.Popen[str]:
-        """Its process."""
-        if self._tree is None:
-            raise RuntimeError("the daemon doesn't run")
-        return self._tree.root
-
     def _accepts(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1)
@@ -160,9 +124,6 @@ class Daemon:
             except OSError:
                 return False
             return True
-
-    def __enter__(self) -> Self:
-        return self.start() if self._tree is None else self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

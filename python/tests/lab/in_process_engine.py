@@ -9,19 +9,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from .metrics import Metrics
 from .nursery import EngineNursery
 from .processes import Root, Tree, start_leashed
+from .program import Program
 from .vllm_environment import vllm_environment, vllm_python
 
 READY_SECONDS = 240.0
 CALL_SECONDS = 120.0
 _DRIVER = Path(__file__).with_name("engine_driver.py")
 _POLL_SECONDS = 0.1
-_LOG_TAIL_LINES = 60
 
 
 class EngineError(RuntimeError):
@@ -40,7 +39,7 @@ class Generation:
     finish_reason: str | None
 
 
-class InProcessEngine:
+class InProcessEngine(Program):
     """One `vllm.LLM`. A context manager that starts it and always stops it.
 
     log: the file its output goes to. kv_transfer: the fields of vLLM's KVTransferConfig. prefix_caching: without it
@@ -64,8 +63,7 @@ class InProcessEngine:
         python_path: Sequence[Path] = (),
         **options: Any,
     ) -> None:
-        self.log = log
-        self._tree: Tree | None = None
+        super().__init__(log)
         variables = {
             # with one worker, everything is in one process
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -126,11 +124,6 @@ class InProcessEngine:
                 tree.root.stdin.close()
             tree.root.stdout.close()
 
-    def restart(self) -> Self:
-        """Stops and starts it: afterwards its own prefix cache is empty."""
-        self.stop()
-        return self.start()
-
     def generate(
         self,
         prompts: Sequence[Sequence[int] | Mapping[str, Any]],
@@ -170,25 +163,6 @@ class InProcessEngine:
         """Calls the function `module:name` in the engine's process as `name(llm, **arguments)`."""
         return self._call("run", timeout, function=function, arguments=arguments)
 
-    def log_text(self) -> str:
-        """All that it wrote since the log file was new."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
-
-    @property
-    def processes(self) -> list[int]:
-        """Ids of all its processes."""
-        return self._running.refresh()
-
-    @property
-    def _running(self) -> Tree:
-        if self._tree is None:
-            raise EngineError("the engine doesn't run")
-        return self._tree
-
     def _launch(self) -> Root:
         if EngineNursery.current is not None:
             return EngineNursery.current.fork(self._environment, self.log)
@@ -217,16 +191,3 @@ class InProcessEngine:
         if "error" in answer:
             raise EngineError(f"{answer['error']}\n{self.log} ends with\n{self.log_tail()}")
         return answer["result"]
-
-    def __enter__(self) -> Self:
-        return self.start() if self._tree is None else self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __del__(self) -> None:
-        # a test that lost it must not leave processes
-        with contextlib.suppress(Exception):
-            self.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import time
@@ -10,19 +9,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from .daemon import daemon_binary
 from .metrics import Metrics
 from .ports import free_port
 from .processes import Tree, start_leashed
+from .program import Program
 
 READY_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
 
-class Service:
+class Service(Program):
     """One of the program's commands, which serves HTTP. A context manager that starts it and always stops it.
 
     arguments: the command and its flags, as typed. log: the file its output goes to. port: where it serves HTTP on
@@ -35,11 +34,10 @@ class Service:
         program = binary or daemon_binary()
         if program is None:
             raise FileNotFoundError("no kvstored program: build it, or name it in KVSTORED_BINARY")
+        super().__init__(log)
         self.command = [str(program), *map(str, arguments)]
-        self.log = log
         self.port = port
         self._ready = ready
-        self._tree: Tree | None = None
 
     def start(self, timeout: float = READY_SECONDS) -> Self:
         """Starts it and waits until it answers. Raises RuntimeError with the end of its log when it doesn't."""
@@ -53,17 +51,6 @@ class Service:
                 raise RuntimeError(f"{self.command[1]} didn't come up; its log ends with\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
         return self
-
-    def stop(self, timeout: float = 60.0) -> bool:
-        """Asks it to end and waits. Whether no force was needed."""
-        tree, self._tree = self._tree, None
-        return tree is None or tree.terminate(timeout)
-
-    def kill(self) -> None:
-        """Kills it as a crash would."""
-        tree, self._tree = self._tree, None
-        if tree is not None:
-            tree.kill()
 
     def ask(self, path: str, method: str = "GET") -> str:
         """Its answer. Raises OSError when it doesn't answer, or not with a status of success."""
@@ -79,14 +66,6 @@ class Service:
         """The URL of a path on it."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def log_text(self) -> str:
-        """All that it wrote."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
-
     def _answers(self) -> bool:
         try:
             self.ask(self._ready)
@@ -95,19 +74,6 @@ class Service:
         except (OSError, http.client.HTTPException):
             return False
         return True
-
-    def __enter__(self) -> Self:
-        return self.start() if self._tree is None else self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __del__(self) -> None:
-        # a test that lost it must not leave processes
-        with contextlib.suppress(Exception):
-            self.kill()
 
 
 class Master(Service):

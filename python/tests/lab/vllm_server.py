@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import subprocess
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from .completions import MODEL_NAME, Completion, complete
 from .metrics import Metrics
 from .ports import free_port
 from .processes import Tree, resident_bytes, start_leashed
+from .program import Program
 from .vllm_environment import vllm_environment, vllm_python
 
 READY_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
 
-class VllmServer:
+class VllmServer(Program):
     """One server on 127.0.0.1. A context manager that starts it and always stops it.
 
     model: folder of the model. kv_transfer: what `--kv-transfer-config` takes. log: the file its output goes to.
@@ -46,11 +44,10 @@ class VllmServer:
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
     ) -> None:
+        super().__init__(log)
         self.port = port or free_port()
         self.model = model
-        self.log = log
         self._environment = vllm_environment({"VLLM_SERVER_DEV_MODE": "1", **(environment or {})})
-        self._tree: Tree | None = None
         options = {
             "--host": "127.0.0.1",
             "--port": self.port,
@@ -96,22 +93,6 @@ class VllmServer:
         except (OSError, http.client.HTTPException):
             return False
 
-    def stop(self, timeout: float = 60.0) -> bool:
-        """Stops it with everything it started, after which a new start is possible. Whether no force was needed."""
-        tree, self._tree = self._tree, None
-        return tree is None or tree.terminate(timeout)
-
-    def kill(self) -> None:
-        """Kills all of it as a crash would."""
-        tree, self._tree = self._tree, None
-        if tree is not None:
-            tree.kill()
-
-    def restart(self) -> Self:
-        """Stops and starts it: afterwards its own prefix cache is empty."""
-        self.stop()
-        return self.start()
-
     def complete(self, prompt: Sequence[int] | str, max_tokens: int = 16, **options: Any) -> Completion:
         """As `completions.complete`."""
         return complete(self.port, prompt, max_tokens, **options)
@@ -142,49 +123,7 @@ class VllmServer:
         """The URL of a path on it."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def log_text(self) -> str:
-        """All that it wrote since the log file was new."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its first process lives."""
-        return self._tree is not None and self._tree.root.poll() is None
-
-    @property
-    def process(self) -> subprocess.Popen[str]:
-        """The server's first process."""
-        return self._running.root
-
-    @property
-    def processes(self) -> list[int]:
-        """Ids of all its processes."""
-        return self._running.refresh()
-
     @property
     def resident_bytes(self) -> int:
         """Memory of all its processes."""
         return resident_bytes(self.processes)
-
-    @property
-    def _running(self) -> Tree:
-        if self._tree is None:
-            raise RuntimeError("the server doesn't run")
-        return self._tree
-
-    def __enter__(self) -> Self:
-        return self.start() if self._tree is None else self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __del__(self) -> None:
-        # a test that lost it must not leave processes
-        with contextlib.suppress(Exception):
-            self.kill()

@@ -1,6 +1,7 @@
-//! The frames on a connection, byte for byte as in `docs/wire.md`. Nothing here allocates, and every length is checked
-//! before anybody believes it.
+//! The frames on a connection, byte for byte as in `docs/wire.md`. Nothing that reads frames allocates, and every length is checked
+//! before anybody believes it. [`fields`] is for the questions and answers that travel inside.
 
+pub mod fields;
 mod frame;
 mod handshake;
 mod messages;

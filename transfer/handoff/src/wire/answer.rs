@@ -1,10 +1,10 @@
 //! Answers.
 
 use kvstored_core::{Error, ErrorKind, Result};
+use kvstored_transfer::wire::fields::{Writer, malformed};
 use kvstored_transfer::{GRANT_BYTES, Grant};
 
 use super::description::DescriptionPage;
-use super::fields::{Reader, Writer, malformed};
 use super::question::header;
 use super::{MAGIC, MAX_ITEMS, MAX_LOCATED, VERSION};
 
@@ -107,7 +107,7 @@ impl Answer {
     /// Parses the answer to a question of that kind. Fails with `Corrupt`, and with `Unsupported` for a version that isn't
     /// known here.
     pub fn decode(bytes: &[u8], kind: u8) -> Result<Self> {
-        let mut reader = Reader::of_message(bytes)?;
+        let mut reader = super::reader(bytes)?;
         let (found, status) = header(&mut reader)?;
         if found != kind {
             return Err(malformed(format!(

@@ -1,11 +1,11 @@
 //! A rank's description, as many layers at a time as a message takes.
 
 use kvstored_core::Result;
+use kvstored_transfer::wire::fields::{Reader, Writer, malformed};
 
-use super::fields::{Reader, Writer, malformed};
 use super::{HEADER_BYTES, MAX_MESSAGE_BYTES};
 use crate::geometry::{Description, Layer, Rank, Shape};
-use crate::limits::{MAX_LAYERS, MAX_PIECES};
+use crate::limits::{MAX_LAYERS, MAX_NAME_BYTES, MAX_PIECES};
 
 /// Bytes of a piece.
 const PIECE_BYTES: usize = 32;
@@ -46,8 +46,8 @@ impl DescriptionPage {
     pub(super) fn encode(&self, writer: &mut Writer) {
         let description = &self.description;
         let rank = &description.rank;
-        writer.short(description.engine_id.as_bytes());
-        writer.short(&description.fingerprint);
+        writer.counted(description.engine_id.as_bytes());
+        writer.counted(&description.fingerprint);
         for number in [
             description.block_tokens,
             rank.total_heads,
@@ -64,7 +64,7 @@ impl DescriptionPage {
             writer.u32(number);
         }
         for layer in &description.layers {
-            writer.short(layer.name.as_bytes());
+            writer.counted(layer.name.as_bytes());
             writer.u16(layer.pieces.len() as u16);
             for shape in &layer.pieces {
                 writer.u64(shape.blocks);
@@ -78,8 +78,8 @@ impl DescriptionPage {
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self> {
-        let engine_id = reader.name()?;
-        let fingerprint = reader.short()?.to_vec();
+        let engine_id = reader.text(MAX_NAME_BYTES)?;
+        let fingerprint = reader.counted(MAX_NAME_BYTES)?.to_vec();
         let block_tokens = reader.u32()?;
         let rank = Rank {
             total_heads: reader.u32()?,
@@ -113,7 +113,7 @@ impl DescriptionPage {
 }
 
 fn layer(reader: &mut Reader<'_>) -> Result<Layer<Shape>> {
-    let name = reader.name()?;
+    let name = reader.text(MAX_NAME_BYTES)?;
     let count = usize::from(reader.u16()?);
     if count > MAX_PIECES {
         return Err(malformed(format!("a layer of {count} pieces")));

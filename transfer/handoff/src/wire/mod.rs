@@ -3,8 +3,10 @@
 
 mod answer;
 mod description;
-mod fields;
 mod question;
+
+use kvstored_core::Result;
+use kvstored_transfer::wire::fields::{Reader, malformed};
 
 pub use answer::{Answer, Status};
 pub use description::DescriptionPage;
@@ -22,6 +24,14 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 pub const MAX_ITEMS: usize = 480;
 /// Most blocks in one question for runs.
 pub const MAX_LOCATED: usize = 8192;
+
+/// At the front of a message. Fails with `Corrupt` for more bytes than one has.
+fn reader(message: &[u8]) -> Result<Reader<'_>> {
+    if message.len() > MAX_MESSAGE_BYTES {
+        return Err(malformed(format!("a message of {} bytes", message.len())));
+    }
+    Ok(Reader::new(message))
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! Questions.
 
 use kvstored_core::{Error, ErrorKind, Result};
+use kvstored_transfer::wire::fields::{Reader, Writer, malformed};
 
-use super::fields::{Reader, Writer, malformed};
 use super::{MAGIC, MAX_ITEMS, VERSION};
+use crate::limits::MAX_NAME_BYTES;
 
 /// Heads of successive blocks of a request that lie in one run of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,8 @@ impl Question {
                 first,
                 blocks,
             } => {
-                writer.short(engine_id.as_bytes());
-                writer.short(request.as_bytes());
+                writer.counted(engine_id.as_bytes());
+                writer.counted(request.as_bytes());
                 writer.u32(*first);
                 writer.u32(*blocks);
             }
@@ -104,8 +105,8 @@ impl Question {
                 sums,
                 items,
             } => {
-                writer.short(engine_id.as_bytes());
-                writer.short(request.as_bytes());
+                writer.counted(engine_id.as_bytes());
+                writer.counted(request.as_bytes());
                 writer.u32(u32::from(*sums));
                 let items = items.get(..MAX_ITEMS).unwrap_or(items);
                 writer.u32(items.len() as u32);
@@ -124,8 +125,8 @@ impl Question {
                 rank,
                 ranks,
             } => {
-                writer.short(engine_id.as_bytes());
-                writer.short(request.as_bytes());
+                writer.counted(engine_id.as_bytes());
+                writer.counted(request.as_bytes());
                 writer.u32(*rank);
                 writer.u32(*ranks);
             }
@@ -135,7 +136,7 @@ impl Question {
 
     /// Parses a question. Fails with `Corrupt`, or with `Unsupported` for a version or kind that isn't known here.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut reader = Reader::of_message(bytes)?;
+        let mut reader = super::reader(bytes)?;
         let (kind, status) = header(&mut reader)?;
         if status != 0 {
             return Err(malformed("a question has a status"));
@@ -143,14 +144,14 @@ impl Question {
         let question = match kind {
             1 => Self::Describe { from: reader.u32()? },
             2 => Self::Locate {
-                engine_id: reader.name()?,
-                request: reader.name()?,
+                engine_id: reader.text(MAX_NAME_BYTES)?,
+                request: reader.text(MAX_NAME_BYTES)?,
                 first: reader.u32()?,
                 blocks: reader.u32()?,
             },
             3 => Self::Grant {
-                engine_id: reader.name()?,
-                request: reader.name()?,
+                engine_id: reader.text(MAX_NAME_BYTES)?,
+                request: reader.text(MAX_NAME_BYTES)?,
                 sums: match reader.u32()? {
                     0 => false,
                     1 => true,
@@ -162,8 +163,8 @@ impl Question {
                 ticket: reader.u64()?,
             },
             5 => Self::Done {
-                engine_id: reader.name()?,
-                request: reader.name()?,
+                engine_id: reader.text(MAX_NAME_BYTES)?,
+                request: reader.text(MAX_NAME_BYTES)?,
                 rank: reader.u32()?,
                 ranks: reader.u32()?,
             },

@@ -14,16 +14,15 @@
 //! | 6 listing | offset (8) | next (8), number (2), for each object: key (counted) |
 //!
 //! Items are a number (2), and for each: put (8), offset (8), length (8), checksum (8), key (counted), token (counted).
-//! Answers are a number (2), and for each either 0 (1), grant (counted), checksum (8), epoch of the master (8), or 1 (1), the
-//! kind of an error (1), its text (counted).
+//! Answers are a number (2), and for each either 0 (1), grant (counted), what it's worth over shared memory
+//! (counted), checksum (8), epoch of the master (8), or 1 (1), the kind of an error (1), its text (counted).
 
 mod changes;
-mod fields;
 mod messages;
 
 pub use changes::{Change, Changes, Listing, Since};
-pub(crate) use fields::{Reader, Writer};
 pub use kvstored_master::MAX_KEY_BYTES;
+pub(crate) use kvstored_transfer::wire::fields::{Reader, Writer};
 pub use messages::{Answer, Answers, Item, Request, Verb};
 
 /// The largest body of a question or an answer.
