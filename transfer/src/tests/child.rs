@@ -126,6 +126,13 @@ impl Server {
         Grant::decode(&unhex(&answer)).unwrap()
     }
 
+    /// A grant, and what the server foretells of it.
+    pub fn foretold(&mut self, peer: EngineId) -> (Grant, Vec<u8>) {
+        let answer = self.process.ask(&format!("foretell {}", hex(&peer.to_bytes())));
+        let (grant, worth) = answer.split_once(' ').expect("the peer has attached");
+        (Grant::decode(&unhex(grant)).unwrap(), unhex(worth))
+    }
+
     /// Makes it revoke a grant, so that whoever shares the memory has to ask again what others are worth.
     pub fn disturb(&mut self, peer: EngineId) {
         let answer = self.process.ask(&format!("disturb {}", hex(&peer.to_bytes())));
@@ -176,6 +183,11 @@ fn serve() {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             ["grant", peer] => say(&hex(&grant(peer).encode())),
+            ["foretell", peer] => {
+                let grant = grant(peer);
+                let worth = engine.foretell(&grant).unwrap_or_default();
+                say(&format!("{} {}", hex(&grant.encode()), hex(&worth)));
+            }
             ["disturb", peer] => {
                 engine.revoke(&grant(peer));
                 say("disturbed");

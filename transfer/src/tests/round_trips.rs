@@ -13,6 +13,7 @@ use crate::{EngineSettings, Rights, TransferEntry, TransferKind, TransportKind};
 
 over_each_transport! {
     all_sizes_go_both_ways,
+    the_checksum_that_is_told_is_that_of_the_bytes,
     batches_of_odd_sizes_go_both_ways_over_any_number_of_streams,
     threads_that_wait_at_once_each_get_their_own_bytes,
     transfers_go_on_while_nobody_waits,
@@ -320,4 +321,40 @@ fn memory_of_the_callers_own_is_granted_by_address_where_that_is_allowed(transpo
     assert!(theirs[110..610].iter().all(|byte| *byte == 3));
     assert_eq!(rig.refusal(TransferKind::Read, grant), ErrorKind::Fenced);
     assert_eq!(ask(10, 1000).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+fn the_checksum_that_is_told_is_that_of_the_bytes(transport: TransportKind) {
+    let rig = Rig::over(transport, 8 << 20);
+    let bytes = pattern(8 << 20, 4);
+    rig.remote.write(0, &bytes).unwrap();
+    // done at once, by one thread, and by several in turn
+    for lengths in [&[1, 4096, 70_001][..], &[3 * MIB + 7, 5, 2 * MIB][..]] {
+        for kind in [TransferKind::Read, TransferKind::Write] {
+            let mut at = 0;
+            let mut moved = Vec::new();
+            let mut entries = Vec::new();
+            for length in lengths {
+                entries.push(rig.entry(at, at + 3, *length));
+                let from = at as usize + if kind == TransferKind::Read { 3 } else { 0 };
+                let source = if kind == TransferKind::Read {
+                    bytes.clone()
+                } else {
+                    contents(&rig.local, 0, 8 << 20)
+                };
+                moved.extend_from_slice(&source[from..from + *length as usize]);
+                at += length + 11;
+            }
+            let asked = rig.client.submit_summed(&rig.peer, kind, entries.clone(), soon());
+            let transfer = asked.unwrap();
+            assert_eq!(transfer.tells_checksum(), transport == TransportKind::Shm);
+            transfer.wait(soon()).unwrap();
+            let expected =
+                (transport == TransportKind::Shm).then(|| kvstored_core::checksum::checksum(&moved));
+            assert_eq!(transfer.checksum(), expected, "{kind:?} of {lengths:?}");
+            let plain = rig.submit(kind, entries).unwrap();
+            plain.wait(soon()).unwrap();
+            assert_eq!(plain.checksum(), None);
+            rig.remote.write(0, &bytes).unwrap();
+        }
+    }
 }

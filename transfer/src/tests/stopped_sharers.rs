@@ -140,3 +140,31 @@ fn a_link_is_closed_while_its_peer_is_asked() {
     assert!(is_loss(&transfer.wait(soon()).unwrap_err()));
     client.unregister(region.id(), soon()).unwrap();
 }
+
+#[test]
+fn a_foretold_grant_needs_no_answer_of_the_servers() {
+    let client = start(over(SHM, asking()));
+    let mut server = Server::start(SHM);
+    let region = client.allocate(BYTES).unwrap();
+    let peer = client.open_peer(&server.address, soon()).unwrap();
+    let read = |grant| {
+        let asked = client.submit(
+            &peer,
+            TransferKind::Read,
+            vec![entry(&region, grant, 4096)],
+            soon(),
+        );
+        asked.and_then(|transfer| transfer.wait(soon()))
+    };
+    // the memory itself is known from the first grant on it only
+    read(server.grant(client.identity())).unwrap();
+    let (told, worth) = server.foretold(client.identity());
+    assert!(!worth.is_empty());
+    peer.foretold(&told, &worth);
+    peer.foretold(&told, &worth[1..]);
+    peer.foretold(&told, b"nonsense");
+    server.process.stop();
+    // before the server is given up for dead
+    read(told).unwrap();
+    server.process.signal(Signal::CONT);
+}
