@@ -268,10 +268,10 @@ impl TransferEngine {
         &self,
         peer: &Peer,
         kind: TransferKind,
-        entries: Vec<TransferEntry>,
+        entries: &[TransferEntry],
         deadline: Instant,
     ) -> Result<Transfer> {
-        self.begin(peer, kind, &entries, deadline, TransferState::summed)
+        self.begin(peer, kind, entries, deadline, TransferState::summed)
     }
 
     fn begin(

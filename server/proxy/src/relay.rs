@@ -15,7 +15,6 @@ use crate::access::Outcome;
 use crate::answer::error_value;
 use crate::legs::{Failure, Job, Next, Started, Stream};
 use crate::recompute::{Generated, is_recomputed, rest_of};
-use crate::request::Name;
 use crate::sse::{EventSplitter, events};
 use crate::usage::put_into_events;
 
@@ -216,9 +215,8 @@ impl Relay {
 /// Puts into events what only the prefill instance knows.
 fn with_prefill_s_count(job: &Job, run: Bytes) -> Bytes {
     match job.prefill_cached {
-        Some(cached) if job.request.document.has(Name::StreamOptions) => {
-            put_into_events(&run, cached).unwrap_or(run)
-        }
+        // an instance may count without being asked
+        Some(cached) => put_into_events(&run, cached).unwrap_or(run),
         _ => run,
     }
 }

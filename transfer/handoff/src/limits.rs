@@ -20,5 +20,7 @@ pub const MAX_TOMBSTONES: usize = 65_536;
 pub const MAX_PULLS: usize = 16_384;
 /// Words to producers that aren't delivered yet.
 pub const MAX_ENDINGS: usize = 262_144;
+/// Bytes of one question for grants, unless it's about a single range: making their checksums holds up the end of the lease.
+pub const MAX_GRANTED_BYTES: u64 = 64 << 20;
 /// Questions for checksums that are kept for one hold.
 pub const MAX_TICKETS: usize = 16_384;

@@ -344,7 +344,7 @@ fn the_checksum_that_is_told_is_that_of_the_bytes(transport: TransportKind) {
                 moved.extend_from_slice(&source[from..from + *length as usize]);
                 at += length + 11;
             }
-            let asked = rig.client.submit_summed(&rig.peer, kind, entries.clone(), soon());
+            let asked = rig.client.submit_summed(&rig.peer, kind, &entries, soon());
             let transfer = asked.unwrap();
             assert_eq!(transfer.tells_checksum(), transport == TransportKind::Shm);
             transfer.wait(soon()).unwrap();

@@ -171,10 +171,6 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         assert self._scheduler is not None
         return self._guard((False, None), self._scheduler.finished, request, block_ids)
 
-    def has_pending_push_work(self) -> bool:
-        """Whether steps have to go on though there is nothing to compute: they tell when kept blocks are free."""
-        return self._scheduler is not None and self._scheduler.holds_blocks
-
     # --- the rest ------------------------------------------------------------------------------------------------
 
     def _make_scheduler(self) -> HandoffScheduler:

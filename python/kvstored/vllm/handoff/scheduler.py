@@ -95,6 +95,8 @@ class HandoffScheduler:
 
     def not_fetched(self, request_id: str, block_ids: Sequence[int]) -> None:
         """The engine counts on blocks that nobody will fill: the workers have to report them."""
+        if (arrival := self._arrivals.get(request_id)) is not None and not arrival.pulling:
+            self._decline(arrival, "unfit")
         self._step.lost[request_id] = list(block_ids)
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -143,11 +145,6 @@ class HandoffScheduler:
             del self._held[request_id]
         if released:
             self._measure_held()
-
-    @property
-    def holds_blocks(self) -> bool:
-        """Whether blocks of finished requests wait for decode instances: the workers are asked about them in steps."""
-        return bool(self._held)
 
     def _arrival(self, request: Any) -> _Arrival | None:
         arrival = self._arrivals.get(request.request_id)

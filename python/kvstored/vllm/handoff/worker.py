@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvstored import Busy, Corrupt, KvstoredError
+from kvstored import InternalError, KvstoredError
 from kvstored.complaints import Complaints
 from kvstored.errors import BY_KIND
 from kvstored.vllm.handoff.configuration import HandoffSettings
@@ -52,7 +52,8 @@ class HandoffWorker:
         for source in step.given_back:
             self._give_back(source)
         for request_id, block_ids in step.holds.items():
-            if self._attempt("keep blocks", self._native.hold, request_id, block_ids, self._settings.lease_seconds):
+            lease = self._settings.lease_seconds
+            if self._attempt("keep blocks", self._native.hold, request_id, block_ids, lease) is None:
                 self._held.add(request_id)
             else:
                 self._freed.add(request_id)
@@ -98,7 +99,7 @@ class HandoffWorker:
 
     def _pull(self, request_id: str, pull: Pull) -> None:
         self._pulls[request_id] = _UnderWay(pull, time.monotonic())
-        begun = self._attempt(
+        refused = self._attempt(
             "pull blocks",
             self._native.pull,
             request_id,
@@ -109,10 +110,12 @@ class HandoffWorker:
             first_block=pull.first_block,
             timeout=self._settings.load_timeout_seconds,
         )
-        if not begun:
+        if refused is not None:
             under_way = self._pulls.pop(request_id)
             self._ended.add(request_id)
-            self._pulled(request_id, under_way, pull.block_ids, f"{Busy.kind}: it couldn't be begun")
+            self._pulled(
+                request_id, under_way, pull.block_ids, f"{getattr(refused, 'kind', InternalError.kind)}: {refused}"
+            )
             self._give_back(pull.source)
 
     def _pulled(self, request_id: str, under_way: _UnderWay, failed: list[int], message: str) -> None:
@@ -151,17 +154,17 @@ class HandoffWorker:
             timeout=self._settings.load_timeout_seconds,
         )
 
-    def _attempt(self, what: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
-        """Whether a call could be made."""
+    def _attempt(self, what: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Exception | None:
+        """Makes a call; why it couldn't be made."""
         try:
             call(*arguments, **named)
         except (KvstoredError, ValueError, TypeError, OverflowError) as error:
             self._complaints.report(what, f"kvstored: can't {what}", error)
-            return False
-        return True
+            return error
+        return None
 
 
 def _reason(message: str) -> str:
-    """The kind of a failure, for a label: what its text begins with, unless it is about checksums."""
+    """The kind of a failure, for a label: what its text begins with."""
     kind = message.partition(":")[0]
-    return kind if kind in BY_KIND else Corrupt.kind
+    return kind if kind in BY_KIND else InternalError.kind

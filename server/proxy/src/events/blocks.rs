@@ -11,11 +11,11 @@ use twox_hash::XxHash3_64;
 
 use super::batch::{Event, Removed, Stored};
 
-/// The most blocks known of an instance; about 40 bytes each.
-const MAX_BLOCKS: usize = 1 << 20;
+/// The most blocks known of an instance, which fill a table of 2^20 places: about 48 bytes each.
+const MAX_BLOCKS: usize = (1 << 20) / 8 * 7;
 
 /// How much of an instance's blocks is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Knowledge {
     /// Nothing: its events aren't followed, or not now.
     #[default]
@@ -51,23 +51,24 @@ struct Block {
 impl BlockIndex {
     /// How many of a prompt's first tokens the instance has. None where its blocks aren't known well enough to tell: some
     /// may be there that were stored before its events were followed.
-    pub fn cached_tokens(&self, tokens: &[u32]) -> Option<u64> {
+    pub fn cached_tokens(&self, prompt: &PromptBlocks) -> Option<u64> {
         let state = self.state.read();
         if state.knowledge == Knowledge::None {
             return None;
         }
         let mut found = 0;
         if state.block_tokens > 0 {
-            let mut chain = 0;
-            for block in tokens.chunks_exact(state.block_tokens) {
-                chain = next_chain(chain, block);
-                if !state.chains.contains_key(&chain) {
-                    break;
-                }
-                found += block.len() as u64;
-            }
+            let chains = prompt.chains(state.block_tokens)?;
+            let known = chains.iter().take_while(|chain| state.chains.contains_key(chain));
+            found = (known.count() * state.block_tokens) as u64;
         }
         (found > 0 || state.knowledge == Knowledge::All).then_some(found)
+    }
+
+    /// Tokens of its blocks, as far as that's known.
+    pub fn block_tokens(&self) -> Option<usize> {
+        let size = self.state.read().block_tokens;
+        (size > 0).then_some(size)
     }
 
     /// Blocks known at this moment.
@@ -111,9 +112,49 @@ impl BlockIndex {
     }
 }
 
+/// A prompt's tokens, and the hashes of its blocks for every size that instances have: computed once for all of them.
+#[derive(Debug)]
+pub struct PromptBlocks {
+    tokens: Vec<u32>,
+    chains: Vec<(usize, Vec<u64>)>,
+}
+
+impl PromptBlocks {
+    /// Of that prompt, not cut yet.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self {
+            tokens,
+            chains: Vec::new(),
+        }
+    }
+
+    /// Cuts it into blocks of so many tokens, if it isn't yet.
+    pub fn cut(&mut self, block_tokens: usize) {
+        if self.chains(block_tokens).is_none() {
+            let mut chain = 0;
+            let blocks = self.tokens.chunks_exact(block_tokens);
+            let chains = blocks.map(|block| {
+                chain = next_chain(chain, block);
+                chain
+            });
+            self.chains.push((block_tokens, chains.collect()));
+        }
+    }
+
+    fn chains(&self, block_tokens: usize) -> Option<&[u64]> {
+        let cut = self.chains.iter().find(|(size, _)| *size == block_tokens)?;
+        Some(&cut.1)
+    }
+}
+
 impl State {
     fn store(&mut self, stored: &Stored) {
-        if stored.has_extras || !stored.is_first_group {
+        if !stored.is_first_group {
+            return;
+        }
+        if stored.has_extras {
+            // a prompt that has them too can't be told not to be there
+            self.knowledge = self.knowledge.min(Knowledge::Some);
             return;
         }
         let medium = stored.medium as u8;
@@ -221,8 +262,14 @@ mod tests {
         index
     }
 
-    fn prompt(tokens: u32) -> Vec<u32> {
-        (0..tokens).collect()
+    fn cut(tokens: Vec<u32>) -> PromptBlocks {
+        let mut prompt = PromptBlocks::new(tokens);
+        prompt.cut(4);
+        prompt
+    }
+
+    fn prompt(tokens: u32) -> PromptBlocks {
+        cut((0..tokens).collect())
     }
 
     #[test]
@@ -234,9 +281,9 @@ mod tests {
         assert_eq!(index.cached_tokens(&prompt(3)), Some(0));
         assert_eq!(index.cached_tokens(&prompt(11)), Some(8));
         assert_eq!(index.cached_tokens(&prompt(99)), Some(12));
-        let mut other = prompt(12);
+        let mut other: Vec<u32> = (0..12).collect();
         other[5] = 99;
-        assert_eq!(index.cached_tokens(&other), Some(4));
+        assert_eq!(index.cached_tokens(&cut(other)), Some(4));
         index.apply(vec![removed(2, Medium::Device)]);
         assert_eq!(index.cached_tokens(&prompt(99)), Some(4));
         assert!(index.apply(vec![Event::Cleared]));
@@ -289,6 +336,11 @@ mod tests {
         let torn = stored(&[3, 4], None, 0..4);
         let index = index([adapter, group, torn].into_iter().map(Event::Stored).collect());
         assert_eq!(index.known_blocks(), 0);
+        assert_eq!(
+            index.cached_tokens(&prompt(4)),
+            None,
+            "the adapter's may be there"
+        );
     }
 
     #[test]
@@ -303,6 +355,10 @@ mod tests {
             .collect();
         index.apply(events);
         assert_eq!(index.known_blocks(), MAX_BLOCKS);
-        assert_eq!(index.cached_tokens(&[u32::MAX; 4]), None, "there may be more");
+        assert_eq!(
+            index.cached_tokens(&cut(vec![u32::MAX; 4])),
+            None,
+            "there may be more"
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::EventSource;
 use super::batch;
@@ -108,17 +108,29 @@ impl Follower {
         self.instance.blocks.begin(false);
         // subscribed before, so that nothing falls in between
         if let Some(replay) = &self.source.replay {
-            heard.next = Some(self.replay(replay, 0).await?);
+            match self.replay(replay, 0).await {
+                Ok(next) => heard.next = Some(next),
+                // what comes from now on is worth having all the same
+                Err(error) => {
+                    tracing::warn!(instance = %self.instance.name, %replay, %error, "past KV events can't be had");
+                    self.instance.blocks.begin(false);
+                }
+            }
         }
         tracing::info!(instance = %self.instance.name, events = %self.source.events, "KV events are followed");
         *has_heard = true;
         let mut run = 0;
+        let mut next_check = Instant::now() + CHECK_INTERVAL;
         loop {
-            let Ok(message) = timeout(CHECK_INTERVAL, heard.link.receive()).await else {
-                if self.is_wanted() {
-                    continue;
+            // by the clock, since an instance that is somebody else's now may have news without end
+            if Instant::now() >= next_check {
+                if !self.is_wanted() {
+                    return Ok(());
                 }
-                return Ok(());
+                next_check = Instant::now() + CHECK_INTERVAL;
+            }
+            let Ok(message) = timeout_at(next_check, heard.link.receive()).await else {
+                continue;
             };
             // topic, number, batch
             match numbered(&message?, 0) {
@@ -157,9 +169,12 @@ impl Follower {
     /// Batches from `from` on were missed, and `number` came. Returns the number that is to come next.
     async fn fill_gap(&self, from: u64, number: u64) -> io::Result<u64> {
         if let Some(replay) = &self.source.replay {
-            let after = self.replay(replay, from).await?;
-            if after >= number {
-                return Ok(after);
+            match self.replay(replay, from).await {
+                Ok(after) if after >= number => return Ok(after),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(instance = %self.instance.name, %error, "missed KV events can't be had");
+                }
             }
         }
         self.count("lost");
@@ -188,8 +203,12 @@ impl Follower {
                     self.instance.blocks.begin(number == 0);
                     next = number;
                 }
-                if number != next {
+                if number != next && from > 0 {
                     return Err(io::Error::other("a replay has a gap"));
+                }
+                if number != next {
+                    // its sender drops what its socket has no room for
+                    self.instance.blocks.begin(false);
                 }
                 next = number.wrapping_add(1);
                 self.apply(&payload, "replayed", from > 0);
@@ -210,7 +229,9 @@ impl Follower {
 
     fn apply(&self, payload: &[u8], result: &'static str, is_news: bool) {
         let Some(events) = batch::read(payload) else {
+            // it may have said that blocks are gone
             self.count("unreadable");
+            self.instance.blocks.begin(false);
             return;
         };
         self.count(result);
@@ -227,7 +248,10 @@ impl Follower {
     }
 
     fn count(&self, result: &'static str) {
-        if let Some(proxy) = self.proxy.upgrade() {
+        if let Some(proxy) = self.proxy.upgrade()
+            // its numbers went with it
+            && proxy.fleet.contains(&self.instance)
+        {
             proxy.metrics.count_batch(&self.instance.name, result);
         }
     }

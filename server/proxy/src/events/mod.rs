@@ -9,7 +9,7 @@ mod blocks;
 mod follow;
 mod zmtp;
 
-pub use blocks::BlockIndex;
+pub use blocks::{BlockIndex, PromptBlocks};
 pub use follow::follow;
 
 use crate::address::Address;

@@ -146,6 +146,10 @@ impl Link {
             while let Some(frame) = self.next_frame()? {
                 if frame.flags & COMMAND != 0 {
                     self.answer(&frame.body).await?;
+                    if self.frames.is_empty() {
+                        // the time of the next message begins with it
+                        self.begun = None;
+                    }
                     continue;
                 }
                 self.frame_bytes += frame.body.len();

@@ -150,6 +150,9 @@ impl Pool {
                     if error.take_message().is_none() {
                         return Err(SendError::broken(error.error()));
                     }
+                    if let Some(begun) = &upstream.begun {
+                        begun.store(false, Ordering::Relaxed);
+                    }
                 }
             }
         }

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Uri};
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use super::exchange::exchange;
 use crate::choice::{Tried, choose, decode_cost};
@@ -24,7 +25,7 @@ use crate::metrics::ByResult;
 use crate::proxy::Proxy;
 use crate::request::{Api, CompletionRequest, Name, Pieces};
 
-/// How long a decode instance may take to pass it on.
+/// How long it may take decode instances to pass it on, in all.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The right to a prompt's KV at a prefill instance. Let go of before a decode instance has begun to pull, the KV is
@@ -98,11 +99,8 @@ impl Drop for Claim {
         let proxy = Arc::clone(&self.proxy);
         let upstream = self.request();
         executor.spawn(async move {
-            let result = if send(&proxy, &upstream).await {
-                "ok"
-            } else {
-                "failed"
-            };
+            let sent = timeout(LIMIT, send(&proxy, &upstream)).await;
+            let result = if sent.unwrap_or(false) { "ok" } else { "failed" };
             proxy.metrics.abandoned.get_or_create(&ByResult { result }).inc();
             drop(slot);
         });

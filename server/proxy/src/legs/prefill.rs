@@ -10,6 +10,7 @@ use super::abandon::Claim;
 use super::exchange::{Trouble, exchange};
 use super::{Failure, Job, judge};
 use crate::choice::{Tried, choose, prefill_cost};
+use crate::events::PromptBlocks;
 use crate::instance::{Active, Held, Instance, Role};
 use crate::request::{CompletionRequest, Document, Name};
 use crate::usage::cached_tokens;
@@ -48,7 +49,13 @@ impl Job {
             let proxy = &self.proxy;
             let instances = proxy.fleet.instances(Role::Prefill);
             if ids.is_none() && instances.iter().any(|instance| instance.events.is_some()) {
-                ids = request.token_ids();
+                ids = request.token_ids().map(PromptBlocks::new);
+            }
+            if let Some(ids) = &mut ids {
+                let sizes = instances
+                    .iter()
+                    .filter_map(|instance| instance.blocks.block_tokens());
+                sizes.for_each(|size| ids.cut(size));
             }
             // what an instance says itself is better than what was sent there
             let cached = |instance: &Instance| {

@@ -148,6 +148,56 @@ async fn without_a_replay_what_may_be_wrong_is_forgotten() {
 }
 
 #[tokio::test]
+async fn what_a_replay_no_longer_has_is_lost_and_nothing_more() {
+    let mut followed = Followed::start(true).await;
+    let text = json!({"prompt": "x".repeat(4096)});
+    let line = "kvstored_proxy_affinity_tokens_total";
+    followed.takers(&text, 2).await;
+    followed.publishers[1]
+        .publish(json!([stored(&[1], None, 0..4)]))
+        .await;
+    followed.knows(1, 1.0).await;
+    let learned = followed.setup.metric(line).await;
+    followed.publishers[1].lose(json!([removed(&[1])]));
+    followed.publishers[1].forget_past();
+    followed.knows(1, 0.0).await;
+    assert_eq!(followed.batches(1, "lost").await, 1.0);
+    // it wasn't restarted: what was learned from texts goes on
+    followed.takers(&text, 1).await;
+    assert!(followed.setup.metric(line).await > learned);
+    followed.publishers[1]
+        .publish(json!([stored(&[7], None, 0..4)]))
+        .await;
+    followed.knows(1, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_removed_instance_s_events_count_no_more() {
+    let mut followed = Followed::start(true).await;
+    let address = followed.setup.prefill[1].address;
+    let body = json!({"type": "prefill", "instances": address.to_string()});
+    let reply = crate::client::post(followed.setup.proxy, "/instances/remove", &body).await;
+    assert_eq!(reply.status, 200);
+    eventually("it is gone", async || {
+        followed.setup.instances().await["instances"]
+            .as_array()
+            .unwrap()
+            .len()
+            == 2
+    })
+    .await;
+    for _ in 0..50 {
+        followed.publishers[1].tick().await;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let all = crate::client::get(followed.setup.proxy, "/metrics").await;
+    assert!(
+        !all.text
+            .contains(&format!("kv_event_batches_total{{instance=\"{address}\""))
+    );
+}
+
+#[tokio::test]
 async fn an_instance_that_was_restarted_has_nothing() {
     let mut followed = Followed::start(true).await;
     followed.publishers[1]
@@ -187,7 +237,7 @@ async fn a_cleared_cache_attracts_no_text_either() {
 }
 
 #[tokio::test]
-async fn garbage_is_counted_and_changes_nothing() {
+async fn garbage_is_counted_and_nothing_from_before_it_is_believed() {
     let mut followed = Followed::start(true).await;
     followed.publishers[1]
         .publish(json!([stored(&[1], None, 0..4)]))
@@ -205,7 +255,7 @@ async fn garbage_is_counted_and_changes_nothing() {
     followed.publishers[1].frames(&[b"kv"]).await;
     followed.publishers[1].frames(&[b"kv", b"short", b"x"]).await;
     followed.publishers[1]
-        .publish(json!([{"type": "Other", "x": [1]}, ["BlockRemoved", [99]], stored(&[2], Some(1), 4..8)]))
+        .publish(json!([{"type": "Other", "x": [1]}, ["BlockRemoved", [99]], stored(&[3, 2], None, 0..8)]))
         .await;
     followed.knows(1, 2.0).await;
     assert_eq!(followed.batches(1, "unreadable").await - before, 8.0);

@@ -72,6 +72,11 @@ impl Publisher {
         self.keep(&events);
     }
 
+    /// Can't send again what was before now.
+    pub fn forget_past(&mut self) {
+        self.past.lock().clear();
+    }
+
     /// Sends a batch of nothing, which shows the subscriber what it has missed.
     pub async fn tick(&mut self) {
         self.publish(json!([])).await;

@@ -11,7 +11,8 @@ use super::producers::{Heard, ask};
 use super::request::RemoteRequest;
 use crate::wire::{Question, Status};
 
-/// The longest that one try may take, so that one producer doesn't hold up words to others.
+/// The longest that one try may take. One that hangs holds up words to others for so long, and not again and again: see
+/// [`super::producers::Producers::peer`].
 const TRY: Duration = Duration::from_secs(2);
 /// Waits between tries grow from the one to the other.
 const WAITS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
@@ -67,7 +68,9 @@ impl Consumer {
         let Some(address) = ending.remote.producers.get(ending.producer) else {
             return Ok(true);
         };
-        let peer = self.engine.open_peer(address, deadline)?;
+        let peer = self
+            .producers
+            .peer(&self.engine, &self.runtime, address, deadline)?;
         let question = Question::Done {
             engine_id: ending.remote.engine_id.clone(),
             request: ending.remote.request.clone(),

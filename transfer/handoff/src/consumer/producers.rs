@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kvstored_core::{Error, ErrorKind, Result};
+use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use kvstored_transfer::{EngineId, Peer, TransferEngine};
 use parking_lot::Mutex;
 
@@ -42,16 +42,71 @@ pub(crate) struct Rank {
     pub description: Arc<Description<Shape>>,
 }
 
+/// How long a rank that couldn't be opened isn't tried again; twice as long each further time.
+const RESTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+
+/// A rank that couldn't be opened.
+struct Resting {
+    until: Instant,
+    rest: Duration,
+}
+
 /// All that are known. An engine's description never changes, and another start is another engine.
 #[derive(Default)]
 pub(crate) struct Producers {
     descriptions: Mutex<HashMap<EngineId, Arc<Description<Shape>>>>,
+    /// By address.
+    resting: Mutex<HashMap<String, Resting>>,
 }
 
 impl Producers {
+    /// Opens a rank. One that couldn't be opened just now fails at once, with `Unavailable`: whoever waits for one that hangs
+    /// holds up what others want of those that work.
+    pub fn peer(
+        &self,
+        engine: &TransferEngine,
+        runtime: &Runtime,
+        address: &str,
+        deadline: Instant,
+    ) -> Result<Peer> {
+        let now = runtime.clock.now();
+        let rest = match self.resting.lock().get(address) {
+            Some(resting) if now < resting.until => {
+                let error = Error::new(
+                    ErrorKind::Unavailable,
+                    "the producer couldn't be reached just now",
+                );
+                return Err(error.with("producer", address));
+            }
+            Some(resting) => (resting.rest * 2).min(RESTS[1]),
+            None => RESTS[0],
+        };
+        let opened = engine.open_peer(address, deadline);
+        let mut all = self.resting.lock();
+        match &opened {
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut) => {
+                if all.len() >= MAX_RANKS {
+                    all.clear();
+                }
+                let until = runtime.deadline(rest);
+                all.insert(address.to_owned(), Resting { until, rest });
+            }
+            _ => {
+                all.remove(address);
+            }
+        }
+        opened
+    }
+
     /// Opens a rank and asks what it has, if that isn't known.
-    pub fn open(&self, engine: &TransferEngine, address: &str, deadline: Instant) -> Result<Heard<Rank>> {
-        let peer = engine.open_peer(address, deadline)?;
+    pub fn open(
+        &self,
+        engine: &TransferEngine,
+        runtime: &Runtime,
+        address: &str,
+        deadline: Instant,
+    ) -> Result<Heard<Rank>> {
+        let peer = self.peer(engine, runtime, address, deadline)?;
         let known = self.descriptions.lock().get(&peer.id()).cloned();
         if let Some(description) = known {
             return Ok(Heard::Answer(Rank { peer, description }));
@@ -93,5 +148,32 @@ fn describe(peer: &Peer, deadline: Instant) -> Result<Heard<Description<Shape>>>
             whole.check()?;
             return Ok(Heard::Answer(whole.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvstored_transfer::EngineSettings;
+
+    #[test]
+    fn one_that_could_not_be_reached_is_not_waited_for_again_and_others_are() {
+        let runtime = Runtime::system();
+        let engine = TransferEngine::start(EngineSettings::default(), runtime.clone()).unwrap();
+        let producers = Producers::default();
+        // nobody listens there
+        let nobody = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let (one, other) = (nobody(), nobody());
+        let deadline = runtime.deadline(Duration::from_secs(10));
+        let ask = |address: &str| producers.peer(&engine, &runtime, address, deadline).unwrap_err();
+        let was_asked = |error: &Error| !error.message().contains("just now");
+        assert!(was_asked(&ask(&one)));
+        let again = ask(&one);
+        assert!(!was_asked(&again), "{again}");
+        assert_eq!(again.kind(), ErrorKind::Unavailable);
+        assert!(was_asked(&ask(&other)));
     }
 }

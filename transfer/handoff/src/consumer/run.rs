@@ -113,6 +113,10 @@ impl Work<'_> {
             }
         }
         let mut bad = BTreeSet::new();
+        // all at once, not one after the other
+        for source in &mut sources {
+            self.fill(source)?;
+        }
         while !sources.is_empty() {
             for source in &mut sources {
                 self.fill(source)?;
@@ -142,7 +146,9 @@ impl Work<'_> {
             let deadline = self.question_deadline();
             let with_address = |error: Error| error.with("producer", address);
             let consumer = self.consumer;
-            let opened = consumer.producers.open(&consumer.engine, address, deadline);
+            let opened = consumer
+                .producers
+                .open(&consumer.engine, &consumer.runtime, address, deadline);
             let rank = self.heard(opened.map_err(with_address)?)?;
             if rank.description.engine_id != self.pull.remote.engine_id {
                 return Err(gone("the producer is another engine by now").into());
@@ -222,10 +228,10 @@ impl Work<'_> {
         }
         let transfer = loop {
             self.check()?;
-            let submitted = self.consumer.engine.submit(
+            let submitted = self.consumer.engine.submit_summed(
                 &source.peer,
                 TransferKind::Read,
-                entries.clone(),
+                &entries,
                 self.pull.deadline,
             );
             match submitted {
@@ -248,7 +254,9 @@ impl Work<'_> {
 
     /// Compares checksums of a batch that came; blocks where they differ are added to `bad`.
     fn verify(&self, peer: &Peer, batch: &Batch, bad: &mut BTreeSet<u32>) -> Result<(), Stop> {
-        let here: Vec<u64> = batch.ranges.iter().map(|range| self.sum(range)).collect();
+        let sums = || -> Vec<u64> { batch.ranges.iter().map(|range| self.sum(range)).collect() };
+        // while the producer makes its own, unless the bytes were summed on their way
+        let here = (!batch.transfer.tells_checksum()).then(sums);
         let question = Question::Sums { ticket: batch.ticket };
         let [mut wait, longest] = SUMS_WAITS;
         let there = loop {
@@ -261,9 +269,17 @@ impl Work<'_> {
             }
             wait = (wait * 2).min(longest);
         };
-        if there.len() != here.len() {
+        if there.len() != batch.ranges.len() {
             return Err(strange().into());
         }
+        let mut all = Checksum::new();
+        for (range, sum) in batch.ranges.iter().zip(&there) {
+            all.append(*sum, range.bytes());
+        }
+        if batch.transfer.checksum() == Some(all.value()) {
+            return Ok(());
+        }
+        let here = here.unwrap_or_else(sums);
         for (range, (here, there)) in batch.ranges.iter().zip(here.iter().zip(there)) {
             if *here != there {
                 bad.extend(range.first..range.first + range.blocks);

@@ -129,7 +129,8 @@ impl Producer {
             let mut table = self.table.lock();
             table.end_all();
             self.changed.notify_all();
-            while !table.ending.is_empty() {
+            // its keeper has ended where it was stopped before
+            while !table.stopped && !table.ending.is_empty() {
                 if self.idle.wait_until(&mut table, deadline).timed_out() {
                     break;
                 }

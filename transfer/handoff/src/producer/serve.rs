@@ -7,7 +7,7 @@ use kvstored_transfer::{EngineId, Grant, GrantRequest, Rights};
 
 use super::Producer;
 use super::table::{Known, Reason, Ticket};
-use crate::limits::{MAX_RANKS, MAX_TICKETS};
+use crate::limits::{MAX_GRANTED_BYTES, MAX_RANKS, MAX_TICKETS};
 use crate::memory::Memory;
 use crate::wire::{Answer, DescriptionPage, Item, MAX_LOCATED, Question, Status};
 
@@ -81,6 +81,14 @@ impl Producer {
         items: Vec<Item>,
     ) -> Result<Answer> {
         let refused = |status| Answer::Refused { kind: 3, status };
+        let bytes = items
+            .iter()
+            .fold(0u64, |sum, item| sum.saturating_add(bytes_of(memory, item)));
+        if items.len() > 1 && bytes > MAX_GRANTED_BYTES {
+            return Err(Error::invalid(format!(
+                "{bytes} bytes in one question; at most {MAX_GRANTED_BYTES} are accepted"
+            )));
+        }
         let mut ticket = 0;
         let (parts, expires_in) = {
             let mut table = self.table.lock();
@@ -148,4 +156,13 @@ impl Producer {
             Known::Not => refused(Status::NotYet),
         }
     }
+}
+
+/// Bytes of an item's heads.
+fn bytes_of(memory: &Memory, item: &Item) -> u64 {
+    let shape = memory.pieces.get(item.piece as usize).map(|piece| piece.shape);
+    shape.map_or(0, |shape| {
+        let rows = u64::from(shape.rows) * u64::from(item.heads) * shape.head_bytes();
+        rows.saturating_mul(u64::from(item.blocks))
+    })
 }

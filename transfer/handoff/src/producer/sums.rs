@@ -11,24 +11,25 @@ impl Producer {
         let Some(memory) = self.memory.get() else {
             return;
         };
-        let (hold, blocks, items) = {
+        let (hold, blocks, items, request) = {
             let mut table = self.table.lock();
             let Some(ticket) = table.tickets.get(&number) else {
                 return;
             };
-            let (hold, items) = (ticket.hold, ticket.items.clone());
-            let Some(blocks) = table
-                .hold_of(&ticket.request, hold)
-                .map(|hold| hold.blocks.clone())
-            else {
+            let (hold, items, request) = (ticket.hold, ticket.items.clone(), ticket.request.clone());
+            let Some(blocks) = table.hold_of(&request, hold).map(|hold| hold.blocks.clone()) else {
                 return;
             };
             // from now on the hold isn't released before this is over
             *table.reading.entry(hold).or_default() += 1;
-            (hold, blocks, items)
+            (hold, blocks, items, request)
         };
         let mut sums = Vec::with_capacity(items.len());
         for item in &items {
+            if self.table.lock().hold_of(&request, hold).is_none() {
+                // it ends, and waits for this to be over
+                break;
+            }
             let mut checksum = Checksum::new();
             let heads = Heads {
                 first: u32::from(item.first_head),

@@ -1,6 +1,6 @@
 //! Which requests are held, which are being released, and which are gone.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
 use kvstored_core::{Error, ErrorKind, Result};
@@ -81,8 +81,9 @@ pub(super) struct Table {
     by_end: BTreeMap<(Instant, u64), String>,
     pub ending: Vec<Ending>,
     pub released: Vec<Released>,
-    tombs: HashSet<String>,
-    tomb_order: VecDeque<String>,
+    /// Requests that were released, and the number of their last end.
+    tombs: HashMap<String, u64>,
+    tomb_order: VecDeque<(u64, String)>,
     pub tickets: HashMap<u64, Ticket>,
     /// Checksums that are being made, by hold.
     pub reading: HashMap<u64, usize>,
@@ -126,7 +127,7 @@ impl Table {
     pub fn find(&mut self, request: &str) -> Known<'_> {
         match self.held.get_mut(request) {
             Some(hold) => Known::Held(hold),
-            None if self.tombs.contains(request) => Known::Gone,
+            None if self.tombs.contains_key(request) => Known::Gone,
             None => Known::Not,
         }
     }
@@ -197,11 +198,17 @@ impl Table {
     }
 
     fn bury(&mut self, request: &str) {
-        if self.tombs.insert(request.to_owned()) {
-            self.tomb_order.push_back(request.to_owned());
+        if self.tombs.contains_key(request) {
+            return;
         }
+        let number = self.number();
+        self.tombs.insert(request.to_owned(), number);
+        self.tomb_order.push_back((number, request.to_owned()));
         while self.tomb_order.len() > MAX_TOMBSTONES {
-            if let Some(oldest) = self.tomb_order.pop_front() {
+            if let Some((number, oldest)) = self.tomb_order.pop_front()
+                // the same request may have been held again since, and have ended again
+                && self.tombs.get(&oldest) == Some(&number)
+            {
                 self.tombs.remove(&oldest);
             }
         }

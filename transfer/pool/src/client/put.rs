@@ -279,7 +279,7 @@ impl PoolClient {
             let started = answer.and_then(|answer| {
                 let entries = self.entries(job.request.pieces, &grant_of(&peer, &answer)?)?;
                 self.engine
-                    .submit_summed(&peer, TransferKind::Write, entries, until)
+                    .submit_summed(&peer, TransferKind::Write, &entries, until)
             });
             match started {
                 Ok(transfer) => flights.push(Flight {

@@ -78,7 +78,7 @@ impl PoolClient {
                 let entries = self.entries(&attempt.pieces, &grant)?;
                 let transfer = self
                     .engine
-                    .submit_summed(&peer, TransferKind::Read, entries, until)?;
+                    .submit_summed(&peer, TransferKind::Read, &entries, until)?;
                 Ok((transfer, kept))
             });
             match started {
