@@ -104,7 +104,7 @@ def test_blocks_that_did_not_come_are_told_with_the_request(caplog: pytest.LogCa
 
 @pytest.mark.parametrize(
     ("message", "reason"),
-    [("fenced: another engine", "fenced"), ("3 blocks have another checksum than at the producer", "corrupt")],
+    [("fenced: another engine", "fenced"), ("corrupt: 3 blocks have another checksum than at the producer", "corrupt")],
 )
 def test_reasons(message: str, reason: str) -> None:
     rig = Rig()
