@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import VllmServer, make_model, prompt, vllm_python
-from lab.deployment import CONCURRENCY, SCENARIOS, Deployment, Scenario, complete_all, server_arguments
+from lab.deployment import (
+    CONCURRENCY,
+    ENGINE_ENVIRONMENT,
+    SCENARIOS,
+    Deployment,
+    Scenario,
+    complete_all,
+    server_arguments,
+)
 from lab.serving_bench import Figures, Load, bench_command, run_bench
 
 # several scenarios of the command line are one deployment after the other
@@ -105,7 +113,7 @@ def one_instance(scenario: Scenario, model: Path, folder: Path, load: Load) -> t
         max_model_tokens=17_000,
         kv_cache_bytes=KV_CACHE_BYTES,
         arguments=server_arguments(scenario),
-        environment={"OMP_NUM_THREADS": "1"},
+        environment=ENGINE_ENVIRONMENT,
     )
     show(server.command)
     with server:

@@ -31,6 +31,13 @@ HELD_BLOCKS = "vllm:kvstored_handoff_held_blocks"
 _CACHE = "1GiB"
 _STORAGE = "8GiB"
 
+ENGINE_ENVIRONMENT = {
+    # more instances than cores
+    "OMP_NUM_THREADS": "1",
+    # workers may load a module of ours
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+}
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -126,12 +133,9 @@ class Deployment:
         mooncake = write_mooncake(folder, self.master.rpc_port, protocol)
         self._environment = {
             "MOONCAKE_CONFIG_PATH": str(mooncake),
-            # more instances than cores
-            "OMP_NUM_THREADS": "1",
             **self.daemon.client_environment,
             **(environment or {}),
-            # workers may load a module of ours
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **ENGINE_ENVIRONMENT,
         }
         self._ucm = write_ucm(folder, self.daemon.storage)
         self.prefill = list(self._servers("prefill", scenario.prefill))

@@ -6,6 +6,7 @@ pub mod content;
 mod embedded;
 mod latency;
 mod progress;
+mod registered;
 pub mod replay;
 pub mod report;
 mod timeline;

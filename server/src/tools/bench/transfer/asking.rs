@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
-use kvstored_transfer::{
-    EngineSettings, Grant, Peer, Region, Side, TransferEngine, TransferEntry, TransferKind,
-};
+use kvstored_transfer::{EngineSettings, Grant, Peer, Side, TransferEngine, TransferEntry, TransferKind};
 
 use super::cases::{Direction, Transport};
 use super::child::Served;
+use super::memory::Memory;
 use super::serving::FILLING;
 
 /// A grant that outlives every measurement.
@@ -59,7 +58,7 @@ pub fn unhex(text: &str) -> Result<Vec<u8>> {
 pub struct Asking {
     engine: Arc<TransferEngine>,
     peer: Peer,
-    region: Region,
+    memory: Arc<Memory>,
     grant: Grant,
     memory_bytes: usize,
     transport: Transport,
@@ -85,13 +84,13 @@ impl Asking {
     ) -> Result<Self> {
         let engine = TransferEngine::start(engine_settings(transport), runtime.clone())?;
         let (peer, grant) = open(&engine, transport, served, runtime)?;
-        let region = engine.allocate(memory_bytes)?;
+        let memory = Memory::new(&engine, transport, memory_bytes, runtime)?;
         // no later access pays for a fault
-        fill(&region, 0)?;
+        fill(&memory, 0)?;
         Ok(Self {
             engine,
             peer,
-            region,
+            memory: Arc::new(memory),
             grant,
             memory_bytes,
             transport,
@@ -113,7 +112,7 @@ impl Asking {
     pub fn batch(&self, direction: Direction, bytes: usize, entries: usize) -> Result<()> {
         let entries = super::places(bytes, entries, self.memory_bytes)
             .map(|offset| TransferEntry {
-                local: self.region.id(),
+                local: self.memory.region().id(),
                 local_offset: offset as u64,
                 grant: self.grant,
                 remote_offset: offset as u64,
@@ -166,8 +165,8 @@ impl Asking {
     /// Fails with `Corrupt` unless what is read is what is there, and what is written arrives.
     pub fn check(&self, served: &mut Served) -> Result<()> {
         self.batch(Direction::Read, self.memory_bytes, 1)?;
-        expect(&self.region, FILLING)?;
-        fill(&self.region, !FILLING)?;
+        expect(&self.memory, FILLING)?;
+        fill(&self.memory, !FILLING)?;
         self.batch(Direction::Write, self.memory_bytes, 1)?;
         served.ask(&format!("expect {}", !FILLING)).map(drop)
     }
@@ -193,23 +192,25 @@ fn open(
 }
 
 /// Writes the same byte everywhere.
-pub fn fill(region: &Region, byte: u8) -> Result<()> {
+pub fn fill(memory: &Memory, byte: u8) -> Result<()> {
     let piece = vec![byte; 1 << 20];
+    let bytes = memory.region().length();
     let mut offset = 0;
-    while offset < region.length() {
-        let length = piece.len().min(region.length() - offset);
-        region.write(offset as u64, piece.get(..length).unwrap_or_default())?;
+    while offset < bytes {
+        let length = piece.len().min(bytes - offset);
+        memory.write(offset, piece.get(..length).unwrap_or_default())?;
         offset += length;
     }
     Ok(())
 }
 
 /// Fails with `Corrupt` unless both ends hold that byte.
-pub fn expect(region: &Region, byte: u8) -> Result<()> {
-    let mut found = vec![!byte; LOOKED_AT.min(region.length())];
-    for offset in [0, region.length() - found.len()] {
+pub fn expect(memory: &Memory, byte: u8) -> Result<()> {
+    let bytes = memory.region().length();
+    let mut found = vec![!byte; LOOKED_AT.min(bytes)];
+    for offset in [0, bytes - found.len()] {
         found.fill(!byte);
-        region.read(offset as u64, &mut found)?;
+        memory.read(offset, &mut found)?;
         if found.iter().any(|other| *other != byte) {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -237,13 +238,13 @@ mod tests {
     #[test]
     fn memory_that_differs_at_either_end_is_seen() {
         let engine = TransferEngine::start(engine_settings(Transport::Tcp), Runtime::system()).unwrap();
-        let region = engine.allocate(300_000).unwrap();
-        fill(&region, 7).unwrap();
-        expect(&region, 7).unwrap();
+        let memory = Memory::Allocated(engine.allocate(300_000).unwrap());
+        fill(&memory, 7).unwrap();
+        expect(&memory, 7).unwrap();
         for offset in [0, 299_999] {
-            region.write(offset, &[8]).unwrap();
-            assert_eq!(expect(&region, 7).unwrap_err().kind(), ErrorKind::Corrupt);
-            region.write(offset, &[7]).unwrap();
+            memory.write(offset, &[8]).unwrap();
+            assert_eq!(expect(&memory, 7).unwrap_err().kind(), ErrorKind::Corrupt);
+            memory.write(offset, &[7]).unwrap();
         }
         engine.shutdown();
     }

@@ -7,6 +7,7 @@ use kvstored_transfer::{Region, TransferEngine};
 
 use super::asking::{engine_settings, fill};
 use super::cases::Transport;
+use super::memory::Memory;
 use super::serving::FILLING;
 
 /// Two regions of the kind that engines move bytes between: files in memory, with the pages that the system gives such
@@ -24,8 +25,8 @@ impl Copying {
         let engine = TransferEngine::start(engine_settings(Transport::Tcp), runtime.clone())?;
         let (source, target) = (engine.allocate(bytes)?, engine.allocate(bytes)?);
         // no later access pays for a fault
-        fill(&source, FILLING)?;
-        fill(&target, 0)?;
+        fill(&Memory::Allocated(source.clone()), FILLING)?;
+        fill(&Memory::Allocated(target.clone()), 0)?;
         Ok(Self {
             source,
             target,

@@ -6,6 +6,7 @@ mod child;
 mod copying;
 mod faults;
 mod measure;
+mod memory;
 mod raw;
 mod serving;
 #[cfg(test)]

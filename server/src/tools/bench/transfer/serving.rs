@@ -9,6 +9,7 @@ use kvstored_transfer::{EngineId, GrantRequest, Rights, TransferEngine};
 
 use super::asking::{FOREVER, engine_settings, expect, fill, hex, unhex};
 use super::cases::Transport;
+use super::memory::Memory;
 use super::{child, raw};
 
 /// What is served.
@@ -74,9 +75,9 @@ fn master(runtime: &Runtime) -> Result<()> {
 
 fn engine(transport: Transport, memory_bytes: usize, runtime: &Runtime) -> Result<()> {
     let engine = TransferEngine::start(engine_settings(transport), runtime.clone())?;
-    let region = engine.allocate(memory_bytes)?;
-    fill(&region, FILLING)?;
-    let publication = engine.publish(region.id(), 0, memory_bytes as u64)?;
+    let memory = Memory::new(&engine, transport, memory_bytes, runtime)?;
+    fill(&memory, FILLING)?;
+    let publication = engine.publish(memory.region().id(), 0, memory_bytes as u64)?;
     let address = engine
         .address()
         .ok_or_else(|| Error::internal("the engine doesn't listen"))?;
@@ -97,7 +98,7 @@ fn engine(transport: Transport, memory_bytes: usize, runtime: &Runtime) -> Resul
         }
         Some(("expect", byte)) => {
             let byte = byte.parse().map_err(|_| Error::invalid("a byte"))?;
-            expect(&region, byte).map(|()| "as expected".to_owned())
+            expect(&memory, byte).map(|()| "as expected".to_owned())
         }
         _ => Err(Error::invalid(format!("\"{line}\""))),
     };
