@@ -47,6 +47,8 @@ class Column:
     """Those found in kvstored."""
     moved_bytes: int
     """What decode instances pulled."""
+    failed_pulls: int
+    """Prompts that decode instances couldn't pull, and computed."""
     held_blocks: int
     """Blocks that are kept for decode instances when all is over."""
 
@@ -123,7 +125,7 @@ def one_instance(scenario: Scenario, model: Path, folder: Path, load: Load) -> t
             before = server.metrics().prefix_cache()
             figures = bench(server.port, model, load, folder / f"one-{name}.json")
             found = server.metrics().prefix_cache() - before
-            columns.append(Column(f"one, {name}", figures, found.local_hits, found.external_hits, 0, 0))
+            columns.append(Column(f"one, {name}", figures, found.local_hits, found.external_hits, 0, 0, 0))
     return [one.token_ids for one in answers], columns
 
 
@@ -152,6 +154,7 @@ def apart(
                     after.own_hits - before.own_hits,
                     after.stored_hits - before.stored_hits,
                     after.moved_bytes - before.moved_bytes,
+                    after.failed_pulls - before.failed_pulls,
                     after.held_blocks,
                 )
             )
@@ -178,6 +181,8 @@ def judge(name: str, columns: Sequence[Column], different: int, load: Load) -> l
     for column in columns:
         if column.figures.completed != load.prompts:
             complaints.append(f"{name}: {column.title}: only {column.figures.completed} requests were answered")
+        if column.failed_pulls:
+            complaints.append(f"{name}: {column.title}: {column.failed_pulls} prompts couldn't be pulled")
         if column.held_blocks:
             complaints.append(f"{name}: {column.title}: {column.held_blocks} blocks are still kept at the end")
         if column.moved_bytes == 0:

@@ -27,6 +27,7 @@ from .vllm_server import VllmServer
 
 CONCURRENCY = 16
 MOVED_BYTES = "vllm:kvstored_handoff_pulled_bytes_total"
+FAILED_PULLS = "vllm:kvstored_handoff_failed_pulls_total"
 HELD_BLOCKS = "vllm:kvstored_handoff_held_blocks"
 _CACHE = "1GiB"
 _STORAGE = "8GiB"
@@ -90,6 +91,8 @@ class Counts:
     """Prompt tokens that decode instances didn't compute: they pulled them, or had them from an earlier prompt."""
     moved_bytes: int
     """What decode instances pulled."""
+    failed_pulls: int
+    """Prompts of which decode instances had to compute something after all."""
     held_blocks: int
     """Blocks that prefill instances keep for decode instances now."""
     requests: int
@@ -188,6 +191,7 @@ class Deployment:
             stored_hits=sum(one.external_hits for one in found),
             spared_tokens=sum(one.external_hits + one.local_hits for one in (each.prefix_cache() for each in decode)),
             moved_bytes=int(sum(metrics.total(MOVED_BYTES) for metrics in decode)),
+            failed_pulls=int(sum(metrics.total(FAILED_PULLS) for metrics in decode)),
             held_blocks=int(sum(metrics.total(HELD_BLOCKS) for metrics in prefill)),
             requests=sum(map(under_way, [*prefill, *decode])),
         )

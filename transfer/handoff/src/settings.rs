@@ -26,7 +26,8 @@ impl Default for HandoffSettings {
             engine: EngineSettings::default(),
             verify: true,
             pull_threads: 4,
-            grace: Duration::from_secs(10),
+            // an engine tells its workers of a kept prompt with its next step, which may take long
+            grace: Duration::from_mins(2),
             done_timeout: Duration::from_secs(30),
         }
     }
