@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from mooncake_certificates import Authority, can_be_made
+from lab.certificates import Authority, can_be_made
 from mooncake_rig import EnginePeer, Master, Memory, PeerProcess
 from support import binary, wait_for
 
