@@ -14,6 +14,10 @@ pub enum TierKind {
     Pool,
     /// The segment log on POSIX or NFS directories.
     Posix,
+    /// Objects in a bucket of an S3 service.
+    S3,
+    /// A plugged-in tier, by the plugin's name.
+    Plugin(Box<str>),
     /// Keeps nothing and answers every lookup with a miss (UCM's `Empty`).
     Empty,
     /// Accepts every dump and forgets it at once (UCM's `Fake`); for measuring everything above it.
@@ -21,16 +25,40 @@ pub enum TierKind {
 }
 
 impl TierKind {
-    /// The word in pipelines, metrics and logs.
+    /// The word in pipelines, metrics and logs; for a plugin the word before its name.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Cache => "Cache",
             Self::Pool => "Pool",
             Self::Posix => "Posix",
+            Self::S3 => "S3",
+            Self::Plugin(_) => "Plugin",
             Self::Empty => "Empty",
             Self::Fake => "Fake",
         }
     }
+}
+
+impl fmt::Display for TierKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugin(name) => write!(formatter, "Plugin({name})"),
+            _ => formatter.write_str(self.name()),
+        }
+    }
+}
+
+/// Whether a plugin may be called that: it's part of a file's name.
+pub fn is_plugin_name(name: &str) -> bool {
+    const MOST_BYTES: usize = 64;
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    (1..=MOST_BYTES).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// The name in `Plugin(name)`.
+fn plugin_name(word: &str) -> Option<&str> {
+    word.strip_prefix("Plugin(")?.strip_suffix(')')
 }
 
 /// A parsed pipeline: at least one tier, none twice, `Cache` only in front.
@@ -65,17 +93,26 @@ impl FromStr for Pipeline {
                 "Cache" => TierKind::Cache,
                 "Pool" => TierKind::Pool,
                 "Posix" => TierKind::Posix,
+                "S3" => TierKind::S3,
                 "Empty" => TierKind::Empty,
                 "Fake" => TierKind::Fake,
                 "" => return Err(invalid("a tier's name is missing".into())),
-                "Hbm" | "Ds3fs" | "S3" => {
+                _ if plugin_name(word).is_some_and(is_plugin_name) => {
+                    TierKind::Plugin(plugin_name(word).unwrap_or_default().into())
+                }
+                _ if word == "Plugin" || word.starts_with("Plugin(") => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is not in this build; it has Cache, Pool, Posix, Empty and Fake"
+                        "tier \"{word}\": a plugin is written Plugin(name), with 1 to 64 of a-z, 0-9, - and _"
+                    )));
+                }
+                "Hbm" | "Ds3fs" => {
+                    return Err(invalid(format!(
+                        "tier \"{word}\" is not in this build; it has Cache, Pool, Posix, S3, Empty and Fake"
                     )));
                 }
                 _ => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is unknown; known are Cache, Pool, Posix, Empty and Fake"
+                        "tier \"{word}\" is unknown; known are Cache, Pool, Posix, S3, Empty and Fake"
                     )));
                 }
             };
@@ -100,7 +137,7 @@ impl fmt::Display for Pipeline {
             if index > 0 {
                 formatter.write_str("|")?;
             }
-            formatter.write_str(tier.name())?;
+            write!(formatter, "{tier}")?;
         }
         Ok(())
     }
@@ -116,6 +153,8 @@ mod tests {
             "Cache|Posix",
             "Cache|Pool|Posix",
             "Posix",
+            "Cache|Posix|S3",
+            "Cache|Plugin(my-tier_2)|Posix",
             "Cache|Empty",
             "Empty",
             "Fake",
@@ -134,6 +173,9 @@ mod tests {
             ("Cache|Cache", "twice"),
             ("Posix|Cache", "first"),
             ("Cache|Ds3fs", "\"Ds3fs\" is not in this build"),
+            ("Plugin", "written Plugin(name)"),
+            ("Cache|Plugin(../up)", "\"Plugin(../up)\": a plugin is written"),
+            ("Plugin(a)|Plugin(a)", "twice"),
         ] {
             let error = text.parse::<Pipeline>().unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");

@@ -7,7 +7,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockHash, BlockKey, Namespace};
-use crate::error::Result;
+use crate::envelope::Envelope;
+use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventSink;
 use crate::identity::Identity;
 use crate::layout::Layout;
@@ -41,6 +42,42 @@ impl NamespaceInfo {
             namespace: self.namespace,
             hash,
         }
+    }
+
+    /// Checks a slot's descriptor page: it has to be that block's under this layout. Fails with `Corrupt`.
+    pub fn check_descriptor(&self, hash: BlockHash, slot: &SlotGuard) -> Result<Envelope> {
+        let key = self.key(hash);
+        // a flipped bit may look like another version
+        let envelope = Envelope::decode(&slot.descriptor()?[..])
+            .map_err(|error| Error::new(ErrorKind::Corrupt, error.message()).with("key", key))?;
+        envelope.expect(&key, &self.layout)?;
+        Ok(envelope)
+    }
+
+    /// Checks a slot's whole image: the descriptor page, and every shard against its checksum. Fails with `Corrupt`.
+    pub fn verify_image(&self, hash: BlockHash, slot: &SlotGuard) -> Result<()> {
+        let envelope = self.check_descriptor(hash, slot)?;
+        let shards = self.layout.shards().iter().zip(&envelope.shard_checksums);
+        for (number, (shard, expected)) in shards.enumerate() {
+            let offset = self.layout.shard_offset(number).unwrap_or(usize::MAX);
+            let start = slot.offset().saturating_add(offset);
+            if slot.arena().checksum(start, shard.payload_bytes())? != *expected {
+                let what = format!("shard {number} has a wrong checksum");
+                return Err(Error::new(ErrorKind::Corrupt, what).with("key", self.key(hash)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a buffer holds a whole image. Fails with `InvalidInput`.
+    pub fn check_size(&self, buffer: &SlotGuard) -> Result<()> {
+        let (found, image_bytes) = (buffer.length(), self.layout.image_bytes());
+        if found < image_bytes {
+            return Err(Error::invalid(format!(
+                "a buffer of {found} bytes for a block of {image_bytes}"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -136,6 +173,10 @@ pub struct TierStatistics {
     pub quarantined_blocks: u64,
     /// Writes refused for want of space or quota.
     pub refused_writes: u64,
+    /// Breaches of the contract and deadlines missed, by a tier that isn't ours.
+    pub faults: u64,
+    /// Bytes of buffers that such a tier keeps past its deadline; nothing else uses them until it gives them back.
+    pub held_bytes: u64,
     /// Whether the tier works; a degraded tier answers misses and heals by itself.
     pub degraded: bool,
     /// Why it's degraded.
@@ -151,6 +192,12 @@ pub trait Tier: Send + Sync + 'static {
     /// further down.
     fn keeps(&self) -> Durability {
         Durability::Durable
+    }
+
+    /// Writes that the tier wants to have at once, where it gains from more than the engine hands it by itself. Their bytes
+    /// are bounded all the same.
+    fn write_depth(&self) -> Option<usize> {
+        None
     }
 
     /// Makes a namespace known. Idempotent; fails with `Mismatch` if the tier holds the namespace under

@@ -1,12 +1,14 @@
 //! The `kvstored` command.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvstored::check_config::{CheckArguments, check_config};
+use kvstored::conformance::ConformanceArguments;
 use kvstored::ctl::CtlArguments;
 use kvstored::master::{self, MasterArguments};
-use kvstored::{ctl, output, serve, tools};
+use kvstored::{conformance, ctl, output, serve, tools};
 use kvstored_core::Runtime;
 use kvstored_host::config::{self, Environment, ServeArguments};
 use kvstored_proxy::ProxyArguments;
@@ -42,8 +44,21 @@ enum Command {
     Trace(tools::trace::Args),
     /// Check a configuration file; exit code 1 if it has a problem, an unknown key included
     CheckConfig(CheckArguments),
+    /// Check whether a plugin, or the tiers of a pipeline, keep the contract of tiers
+    Conformance(Box<ConformanceArguments>),
     /// Print the JSON schema of the configuration file
     ConfigSchema,
+    /// Load a plugin and say what it is; `serve` runs this in a process of its own before it loads one
+    PluginProbe(PluginProbeArguments),
+}
+
+/// Arguments of `kvstored plugin-probe`.
+#[derive(clap::Args)]
+struct PluginProbeArguments {
+    /// The plugin directory
+    directory: PathBuf,
+    /// The plugin's name
+    name: String,
 }
 
 fn main() -> ExitCode {
@@ -81,6 +96,17 @@ fn run_tool(command: Command, environment: &Environment) -> kvstored_core::Resul
         Command::Bench(arguments) => tools::bench::run(arguments),
         Command::Trace(arguments) => tools::trace::run(arguments),
         Command::CheckConfig(arguments) => check_config(&arguments, environment),
+        Command::Conformance(arguments) => conformance::run(*arguments, environment),
+        Command::PluginProbe(arguments) => {
+            let facts = kvstored_plugin_host::run_probe(&arguments.directory, &arguments.name)?;
+            output::emit_json(&serde_json::json!({
+                "name": facts.name,
+                "version": facts.version,
+                "abi_version": format!("{}.{}", facts.abi_version >> 16, facts.abi_version & 0xFFFF),
+                "keeps": facts.keeps,
+            }))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ConfigSchema => output::emit_json(&config::schema()).map(|()| ExitCode::SUCCESS),
     }
 }

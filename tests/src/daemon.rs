@@ -26,11 +26,22 @@ pub fn binary() -> Result<PathBuf> {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        build
-            .status()
-            .map_err(|error| Error::from_io(error, "cargo build"))?;
+        run(&mut build)?;
     }
     Ok(binary)
+}
+
+/// Runs a command to its end. Fails with what it wrote where it doesn't succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(|error| Error::from_io(error, format!("start {name}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::internal(format!("{name}: {}: {said}", output.status)))
 }
 
 /// A daemon on a directory of its own, killed when dropped.
@@ -44,6 +55,16 @@ impl Daemon {
     /// Starts `kvstored` with its socket and log in `run` and its storage in `storage`, and waits until it
     /// answers.
     pub fn start(run: &Path, storage: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(run, storage, arguments, &[])
+    }
+
+    /// As [`Daemon::start`], with further variables in the daemon's environment.
+    pub fn start_with(
+        run: &Path,
+        storage: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let (socket, log) = (run.join("kvstored.sock"), run.join("kvstored.log"));
         let output = File::options()
             .create(true)
@@ -57,6 +78,7 @@ impl Daemon {
             .arg(storage)
             .args(["--http", "off"])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output)

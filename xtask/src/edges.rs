@@ -53,14 +53,18 @@ fn allowed(from: &str, to: &str) -> bool {
     }
     match from {
         "benches" | "fuzz" | "tests" | "xtask" => true,
-        "backends" | "transfer" | "plugins/abi" => to == "core",
+        // the conformance kit asks the tier contract, whoever is behind it
+        "backends" | "transfer" | "plugins/abi" | "plugins/conformance" => to == "core",
         "client" => matches!(to, "core" | "backends"),
-        // it builds pipelines from settings, and the pool, which lives on the transfer layer, is one of their tiers
-        "client/host" => matches!(to, "core" | "backends" | "client" | "transfer"),
-        "server" | "python" => matches!(
-            to,
-            "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
-        ),
+        // it builds pipelines from settings, and their tiers lie in these folders: the pool on the transfer layer, plugins
+        // behind their loader
+        "client/host" => matches!(to, "core" | "backends" | "client" | "transfer" | "plugins/abi"),
+        "server" | "python" => {
+            matches!(
+                to,
+                "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
+            ) || (from == "server" && to == "plugins/conformance")
+        }
         plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
         // core, and every folder that the house plan doesn't have yet
         _ => false,
@@ -112,6 +116,7 @@ mod tests {
             package("transfer", &[("./core", false)]),
             package("plugins/abi", &[("./core", false)]),
             package("plugins/ds3fs", &[("./plugins/abi", false)]),
+            package("plugins/conformance", &[("./core", false), ("./backends", true)]),
             package(
                 "server",
                 &[
@@ -119,6 +124,7 @@ mod tests {
                     ("./client", false),
                     ("./transfer", false),
                     ("./plugins/abi", false),
+                    ("./plugins/conformance", false),
                 ],
             ),
             package(
@@ -147,6 +153,8 @@ mod tests {
             ("transfer", "backends"),
             ("plugins/abi", "backends"),
             ("plugins/ds3fs", "core"),
+            ("plugins/conformance", "backends"),
+            ("python", "plugins/conformance"),
             ("plugins/ds3fs", "plugins/cuda"),
             ("server", "benches"),
             ("newcomer", "core"),

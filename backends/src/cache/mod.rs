@@ -300,10 +300,19 @@ impl CacheTier {
     fn copy_to(&self, operation: &Operation) -> Result<()> {
         let slot = self.pin(&operation.namespace, &[operation.hash]).pop().flatten();
         let slot = slot.ok_or_else(|| Error::new(ErrorKind::NotFound, "block is not in the cache"))?;
-        copy_image(&slot, &operation.buffer)
+        operation.namespace.check_size(&operation.buffer)?;
+        copy_image(&slot, &operation.buffer)?;
+        if operation.action == Action::Verify {
+            let verified = operation
+                .namespace
+                .verify_image(operation.hash, &operation.buffer);
+            verified.inspect_err(|_| self.discard(&slot))?;
+        }
+        Ok(())
     }
 
     fn copy_from(&self, operation: &Operation) -> Result<()> {
+        operation.namespace.check_size(&operation.buffer)?;
         match self.allocate(&operation.namespace, None, &[operation.hash]).pop() {
             Some(Ok(slot)) => {
                 copy_image(&operation.buffer, &slot).inspect_err(|_| self.discard(&slot))?;

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use kvstored_core::tier::Completion;
-use kvstored_core::{
-    Action, BlockHash, BlockKey, Envelope, Error, ErrorKind, NamespaceInfo, Operation, Result, SlotGuard,
-};
+use kvstored_core::{Action, BlockHash, Error, ErrorKind, NamespaceInfo, Operation, Result, SlotGuard};
 
 use super::format::{NamespaceShape, PAGE};
 use super::index::{Location, NamespaceIndex};
@@ -134,36 +132,11 @@ impl Reading {
     }
 
     fn verify(&self, buffer: &SlotGuard) -> Result<()> {
-        let key = BlockKey {
-            namespace: self.info.namespace,
-            hash: self.hash,
-        };
-        let page = buffer.descriptor()?;
-        // a flipped bit may look like another version
-        let envelope = Envelope::decode(&page[..])
-            .map_err(|error| Error::new(ErrorKind::Corrupt, error.message()).with("key", key))?;
-        envelope.expect(&key, &self.info.layout)?;
-        if !self.whole {
-            return Ok(());
+        if self.whole {
+            self.info.verify_image(self.hash, buffer)
+        } else {
+            self.info.check_descriptor(self.hash, buffer).map(drop)
         }
-        for (number, (shard, expected)) in self
-            .info
-            .layout
-            .shards()
-            .iter()
-            .zip(&envelope.shard_checksums)
-            .enumerate()
-        {
-            let offset = self.info.layout.shard_offset(number).unwrap_or(usize::MAX);
-            let start = buffer.offset().saturating_add(offset);
-            if buffer.arena().checksum(start, shard.payload_bytes())? != *expected {
-                return Err(
-                    Error::new(ErrorKind::Corrupt, format!("shard {number} has a wrong checksum"))
-                        .with("key", key),
-                );
-            }
-        }
-        Ok(())
     }
 
     /// What a failed read means: a segment that was cut or deleted makes a miss.

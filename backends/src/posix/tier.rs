@@ -211,6 +211,7 @@ impl Tier for PosixTier {
             refused_writes: value(&counters.refused_writes),
             degraded: !degraded.is_empty(),
             degraded_reason: degraded.join("; "),
+            ..TierStatistics::default()
         }
     }
 

@@ -1,5 +1,6 @@
 //! From settings to objects: tiers, quotas and the engine over them.
 
+mod plugin;
 mod pool;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use kvstored_backends::posix::{PosixSettings, PosixTier};
 use kvstored_core::quota::{QuotaLedger, QuotaSettings};
 use kvstored_core::tier::Tier;
 use kvstored_core::{Engine, EngineSettings, Error, Result, Runtime, TierKind};
+use kvstored_object::S3Tier;
 use rustix::fs::{Access, access};
 
 use crate::config::{IoEngine, ServeSettings};
@@ -41,40 +43,18 @@ pub fn build_engine(settings: &ServeSettings, runtime: Runtime) -> Result<Arc<En
 /// written.
 pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result<BuiltEngine> {
     let keeps_blocks = settings.pipeline.contains(&TierKind::Cache);
-    let cache_settings = CacheSettings {
-        capacity_bytes: settings.cache_capacity_bytes,
-        policy: settings.eviction_policy,
-        keep: keeps_blocks,
-        shared,
-        huge_pages: settings.huge_pages,
-        shadow_sample_one_in: settings.shadow_sample_one_in,
-    };
-    let cache = CacheTier::open(
-        cache_settings,
-        if keeps_blocks { ledger(settings)? } else { None },
-    )?;
+    let cache = open_cache(settings, keeps_blocks, shared)?;
     let mut lower: Vec<Arc<dyn Tier>> = Vec::new();
     let mut posix = None;
     for kind in settings.pipeline.tiers() {
         match kind {
             TierKind::Cache => {}
-            TierKind::Empty => lower.push(Arc::new(NullTier::empty())),
-            TierKind::Fake => lower.push(Arc::new(NullTier::fake())),
-            TierKind::Pool => {
-                let settings = settings
-                    .pool
-                    .as_ref()
-                    .ok_or_else(|| Error::internal("a pipeline with a Pool and no settings for it"))?;
-                lower.push(pool::open_pool(settings, &runtime)?);
-            }
             TierKind::Posix => {
-                for directory in &settings.storage_directories {
-                    prepare_storage(directory)?;
-                }
-                let tier = PosixTier::open(posix_settings(settings), runtime.clone(), ledger(settings)?)?;
+                let tier = open_posix(settings, &runtime)?;
                 lower.push(tier.clone());
                 posix = Some(tier);
             }
+            other => lower.push(build_tier(settings, other, &runtime)?),
         }
     }
     let engine = Engine::new(
@@ -85,6 +65,48 @@ pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result
         lower,
     );
     Ok(BuiltEngine { engine, cache, posix })
+}
+
+/// One tier of a pipeline, by itself and for this process alone. Fails as [`build`] does.
+pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) -> Result<Arc<dyn Tier>> {
+    let missing = |what: &str| Error::internal(format!("a pipeline with a {what} and no settings for it"));
+    Ok(match kind {
+        TierKind::Cache => open_cache(settings, true, false)?,
+        TierKind::Empty => Arc::new(NullTier::empty()),
+        TierKind::Fake => Arc::new(NullTier::fake()),
+        TierKind::Pool => {
+            let settings = settings.pool.as_ref().ok_or_else(|| missing("pool"))?;
+            pool::open_pool(settings, runtime)?
+        }
+        TierKind::Plugin(name) => {
+            let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;
+            plugin::open_plugin(name, options, runtime)?
+        }
+        TierKind::S3 => {
+            let bucket = settings.s3.clone().ok_or_else(|| missing("bucket"))?;
+            S3Tier::open(bucket, runtime.clone(), ledger(settings)?)?
+        }
+        TierKind::Posix => open_posix(settings, runtime)?,
+    })
+}
+
+fn open_cache(settings: &ServeSettings, keep: bool, shared: bool) -> Result<Arc<CacheTier>> {
+    let cache_settings = CacheSettings {
+        capacity_bytes: settings.cache_capacity_bytes,
+        policy: settings.eviction_policy,
+        keep,
+        shared,
+        huge_pages: settings.huge_pages,
+        shadow_sample_one_in: settings.shadow_sample_one_in,
+    };
+    CacheTier::open(cache_settings, if keep { ledger(settings)? } else { None })
+}
+
+fn open_posix(settings: &ServeSettings, runtime: &Runtime) -> Result<Arc<PosixTier>> {
+    for directory in &settings.storage_directories {
+        prepare_storage(directory)?;
+    }
+    PosixTier::open(posix_settings(settings), runtime.clone(), ledger(settings)?)
 }
 
 /// A tier's own count of what tenants and namespaces occupy in it, if anything is bounded.

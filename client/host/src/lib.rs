@@ -5,4 +5,4 @@ mod build;
 pub mod config;
 pub mod daemon;
 
-pub use build::{BuiltEngine, build, build_engine};
+pub use build::{BuiltEngine, build, build_engine, build_tier};

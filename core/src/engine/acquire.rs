@@ -185,7 +185,11 @@ impl Engine {
                 let next = self.sources(namespace, &[hash], source + 1).pop().flatten();
                 if let Some((next, tier)) = next.and_then(|next| Some((next, self.lower.get(next)?))) {
                     self.note(&error, source, &key);
-                    tier.submit(vec![self.read_operation(namespace, hash, next, slot)]);
+                    if let Some(slot) = self.slot_after(&error, namespace, hash, slot) {
+                        tier.submit(vec![self.read_operation(namespace, hash, next, slot)]);
+                    } else {
+                        self.flights.land(&key, &Err(error));
+                    }
                     return;
                 }
                 self.memory.discard(&slot);
@@ -193,6 +197,23 @@ impl Engine {
                 self.flights.land(&key, &Err(error));
             }
         }
+    }
+
+    /// The slot for another attempt: the same one, unless the tier gave up in the middle and somebody, like a plugin, may
+    /// still be writing to it.
+    fn slot_after(
+        &self,
+        error: &Error,
+        namespace: &Arc<NamespaceInfo>,
+        hash: BlockHash,
+        slot: SlotGuard,
+    ) -> Option<SlotGuard> {
+        if !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Cancelled) {
+            return Some(slot);
+        }
+        self.memory.discard(&slot);
+        drop(slot);
+        self.memory.allocate(namespace, None, &[hash]).pop()?.ok()
     }
 
     /// Tells the engine that a pinned block failed verification while it was copied out: it's dropped from

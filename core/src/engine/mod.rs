@@ -42,7 +42,7 @@ use write_through::WriteQueue;
 pub struct EngineSettings {
     /// Most hashes in one request.
     pub max_request_blocks: usize,
-    /// Writes handed to one tier at a time, in operations.
+    /// Writes handed to one tier at a time, in operations, unless the tier wants another number.
     pub write_depth: usize,
     /// Writes handed to one tier at a time, in bytes (one operation is always allowed).
     pub write_depth_bytes: u64,

@@ -69,12 +69,13 @@ impl Engine {
         let (Some(queue), Some(tier)) = (self.writes.get(lower), self.lower.get(lower)) else {
             return;
         };
+        let depth = tier.write_depth().unwrap_or(self.settings.write_depth);
         let mut batch = Vec::new();
         {
             let mut queue = queue.lock();
             while let Some(write) = queue.pending.front() {
                 let bytes = write.slot.length() as u64;
-                let full = queue.in_flight >= self.settings.write_depth
+                let full = queue.in_flight >= depth
                     || queue.in_flight_bytes + bytes > self.settings.write_depth_bytes;
                 if full && queue.in_flight > 0 {
                     break;

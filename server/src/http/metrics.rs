@@ -67,7 +67,7 @@ type Level = fn(&TierReport) -> u64;
 
 fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
     let bytes = Some(&Unit::Bytes);
-    let levels: [(&str, &str, Option<&Unit>, Level); 7] = [
+    let levels: [(&str, &str, Option<&Unit>, Level); 8] = [
         (
             "tier_allocated",
             "Physical bytes the tier occupies: files, memory, metadata",
@@ -105,6 +105,12 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
             |tier| tier.pending_writes,
         ),
         (
+            "tier_held",
+            "Bytes of buffers that a plugged-in tier keeps past its deadline",
+            bytes,
+            |tier| tier.statistics.held_bytes,
+        ),
+        (
             "tier_degraded",
             "1 while the tier answers misses because it doesn't work",
             None,
@@ -121,7 +127,7 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
                 .map(|tier| ([("tier", tier.name.as_str())], level(tier) as f64)),
         )?;
     }
-    let counts: [(&str, &str, Option<&Unit>, Level); 9] = [
+    let counts: [(&str, &str, Option<&Unit>, Level); 10] = [
         ("tier_hits", "Blocks that loads found in the tier", None, |tier| {
             tier.counts.hits
         }),
@@ -166,6 +172,12 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
             "Writes refused for want of space or quota",
             None,
             |tier| tier.statistics.refused_writes,
+        ),
+        (
+            "tier_faults",
+            "Breaches of the contract and deadlines missed by a plugged-in tier",
+            None,
+            |tier| tier.statistics.faults,
         ),
     ];
     for (name, help, unit, count) in counts {

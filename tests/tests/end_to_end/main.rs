@@ -1,9 +1,11 @@
 //! End-to-end tests: real daemons, real files, real kills.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 mod bad_files;
 mod clients;
 mod kills;
+mod plugins;
+mod s3;
 mod sharing;
 
 use kvstored_core::Layout;

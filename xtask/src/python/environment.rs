@@ -21,7 +21,7 @@ const INSTALLED_CONTENTS: &str = "installed.txt";
 /// Which environment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// maturin, ruff, pytest and numpy.
+    /// maturin, ruff, pytest and numpy; and SeaweedFS, which tests of the tier S3 start.
     Tools,
     /// vLLM with torch and all it needs, and pytest.
     Vllm,

@@ -11,6 +11,9 @@ fn settings(pipeline: &str, directory: &Path) -> ServeSettings {
         tenant_quota: vec!["*=8MiB".parse().unwrap()],
         // nobody answers there, which a node bears
         pool_master_address: Some("127.0.0.1:1".into()),
+        s3_bucket: Some("blocks".into()),
+        s3_endpoint: Some("http://127.0.0.1:1".into()),
+        s3_allow_http: Some(true),
         global_segment_size: Some("1MiB".parse().unwrap()),
         ..ServeOptions::default()
     };
@@ -23,6 +26,8 @@ fn every_pipeline_builds() {
     for (pipeline, tiers) in [
         ("Cache|Posix", vec!["Cache", "Posix"]),
         ("Cache|Pool|Posix", vec!["Cache", "Pool", "Posix"]),
+        ("Cache|Posix|S3", vec!["Cache", "Posix", "S3"]),
+        ("S3", vec!["Staging", "S3"]),
         ("Pool", vec!["Staging", "Pool"]),
         ("Cache", vec!["Cache"]),
         ("Posix", vec!["Staging", "Posix"]),

@@ -18,6 +18,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `KVSTORED_LOG`.
     pub log_level: Option<String>,
+    /// The program that tries plugins in a process of its own: this one, where it's `kvstored`.
+    pub plugin_probe: Option<PathBuf>,
     /// `MOONCAKE_CONFIG_PATH`.
     pub mooncake_config: Option<PathBuf>,
     /// `MOONCAKE_MASTER`.
@@ -42,6 +44,7 @@ impl Environment {
             data_home: path("XDG_DATA_HOME"),
             home: path("HOME"),
             log_level: text("KVSTORED_LOG"),
+            plugin_probe: own_program(),
             mooncake_config: text("MOONCAKE_CONFIG_PATH").map(PathBuf::from),
             mooncake_master: text("MOONCAKE_MASTER"),
             mooncake_global_segment_size: text("MOONCAKE_GLOBAL_SEGMENT_SIZE"),
@@ -90,6 +93,12 @@ impl Environment {
             self.memory_bytes / 8 * 7
         }
     }
+}
+
+/// This program, if it knows the command that tries plugins.
+fn own_program() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    (program.file_name()? == "kvstored").then_some(program)
 }
 
 /// The machine's memory, or the control group's limit where that is lower.

@@ -6,7 +6,9 @@
 mod environment;
 pub mod file;
 mod options;
+mod plugins;
 mod pool;
+mod s3;
 mod settings;
 mod sizes;
 mod suggest;
@@ -26,9 +28,10 @@ use serde::{Deserialize, Serialize};
 pub use environment::Environment;
 pub use file::{FileReport, Problem, Remark, Severity};
 pub use options::ServeOptions;
+pub use plugins::PluginOptions;
 pub use pool::PoolSettings;
 pub use settings::{Origin, ServeSettings};
-pub use sizes::{ByteSize, Directories, Gibibytes, Quota};
+pub use sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota};
 pub use values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};
 
 /// The flags of `kvstored serve`.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sizes::{ByteSize, Directories, Gibibytes, Quota, quota_map};
+use super::sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota, plugin_setting_map, quota_map};
 use super::values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};
 use kvstored_core::Pipeline;
 
@@ -16,7 +16,8 @@ use kvstored_core::Pipeline;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServeOptions {
-    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache, Posix, Cache|Empty, Empty or Fake
+    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Cache, Posix, Cache|Empty, Empty or Fake;
+    /// Plugin(NAME) stands for a plugged-in tier
     /// [default: Cache|Posix]
     #[arg(long, value_name = "TIERS")]
     pub pipeline: Option<Word<Pipeline>>,
@@ -118,6 +119,48 @@ pub struct ServeOptions {
     #[schemars(with = "std::collections::BTreeMap<String, ByteSize>")]
     pub namespace_quota: Vec<Quota>,
 
+    /// Bucket of the S3 tier, which has to be there. Credentials come from the environment: AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY and the other AWS_ variables
+    #[arg(long, value_name = "NAME")]
+    pub s3_bucket: Option<String>,
+
+    /// What every key in the bucket begins with; daemons with the same bucket and prefix share their blocks
+    /// [default: none]
+    #[arg(long, value_name = "PREFIX")]
+    pub s3_prefix: Option<String>,
+
+    /// Address of the S3 service [default: the environment variable AWS_ENDPOINT_URL, or AWS]
+    #[arg(long, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+
+    /// Region of the bucket [default: the environment variable AWS_REGION, or us-east-1]
+    #[arg(long, value_name = "REGION")]
+    pub s3_region: Option<String>,
+
+    /// Allow an S3 service without TLS; so does the environment variable AWS_ALLOW_HTTP [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub s3_allow_http: Option<bool>,
+
+    /// Bound of the bytes below the prefix, all daemons together; the oldest objects are deleted first [default: 1TiB]
+    #[arg(long, value_name = "SIZE")]
+    pub s3_capacity: Option<ByteSize>,
+
+    /// Blocks are gathered into objects of about this size, 64KiB to 1GiB [default: 32MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub s3_object_bytes: Option<ByteSize>,
+
+    /// How often the bucket is asked for other daemons' objects, in milliseconds [default: 1000]
+    #[arg(long, value_name = "MS")]
+    pub s3_tail_interval_ms: Option<u64>,
+
+    /// How long a load from the bucket may take before its blocks are misses, in milliseconds [default: 5000]
+    #[arg(long, value_name = "MS")]
+    pub s3_read_timeout_ms: Option<u64>,
+
+    /// How long storing an object may take, in milliseconds [default: 60000]
+    #[arg(long, value_name = "MS")]
+    pub s3_write_timeout_ms: Option<u64>,
+
     /// Where the pool's master answers; several that stand in for each other are separated by commas; the environment
     /// variable MOONCAKE_MASTER comes before the file's mooncake_config
     #[arg(long, value_name = "HOST:PORT")]
@@ -161,6 +204,21 @@ pub struct ServeOptions {
     /// Transports that are tried, in order: shm, rdma and tcp [default: whichever work, fastest first]
     #[arg(long, value_name = "NAME[,NAME]")]
     pub pool_transports: Option<String>,
+
+    /// Where plugins lie: NAME.so for each, and SHA256SUMS with the sums of those that may be loaded. Only the user that
+    /// runs the daemon, or root, may be able to write there
+    #[arg(long, value_name = "DIR")]
+    pub plugin_directory: Option<PathBuf>,
+
+    /// A setting of a plugin; may be repeated
+    #[arg(long, value_name = "NAME.KEY=VALUE")]
+    #[serde(with = "plugin_setting_map")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    pub plugin_setting: Vec<PluginSetting>,
+
+    /// How long an operation or another call of a plugin may take, in milliseconds [default: 5000]
+    #[arg(long, value_name = "MS")]
+    pub plugin_timeout_ms: Option<u64>,
 
     /// How long a drain may take when the daemon is told to stop, in milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
@@ -239,6 +297,16 @@ impl ServeOptions {
             posix_low_watermark: self.posix_low_watermark.or(below.posix_low_watermark),
             tenant_quota: merged(self.tenant_quota, below.tenant_quota),
             namespace_quota: merged(self.namespace_quota, below.namespace_quota),
+            s3_bucket: self.s3_bucket.or(below.s3_bucket),
+            s3_prefix: self.s3_prefix.or(below.s3_prefix),
+            s3_endpoint: self.s3_endpoint.or(below.s3_endpoint),
+            s3_region: self.s3_region.or(below.s3_region),
+            s3_allow_http: self.s3_allow_http.or(below.s3_allow_http),
+            s3_capacity: self.s3_capacity.or(below.s3_capacity),
+            s3_object_bytes: self.s3_object_bytes.or(below.s3_object_bytes),
+            s3_tail_interval_ms: self.s3_tail_interval_ms.or(below.s3_tail_interval_ms),
+            s3_read_timeout_ms: self.s3_read_timeout_ms.or(below.s3_read_timeout_ms),
+            s3_write_timeout_ms: self.s3_write_timeout_ms.or(below.s3_write_timeout_ms),
             pool_master_address: self.pool_master_address.or(below.pool_master_address),
             global_segment_size: self.global_segment_size.or(below.global_segment_size),
             mooncake_config: self.mooncake_config.or(below.mooncake_config),
@@ -249,6 +317,9 @@ impl ServeOptions {
             pool_tls_authority: self.pool_tls_authority.or(below.pool_tls_authority),
             pool_replicas: self.pool_replicas.or(below.pool_replicas),
             pool_transports: self.pool_transports.or(below.pool_transports),
+            plugin_directory: self.plugin_directory.or(below.plugin_directory),
+            plugin_setting: merged_settings(self.plugin_setting, below.plugin_setting),
+            plugin_timeout_ms: self.plugin_timeout_ms.or(below.plugin_timeout_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(below.drain_timeout_ms),
             log_format: self.log_format.or(below.log_format),
             log_level: self.log_level.or(below.log_level),
@@ -259,6 +330,17 @@ impl ServeOptions {
 /// Quotas of both, those above first where both name one.
 fn merged(above: Vec<Quota>, mut below: Vec<Quota>) -> Vec<Quota> {
     below.retain(|quota| !above.iter().any(|other| other.name == quota.name));
+    below.extend(above);
+    below
+}
+
+/// Settings of plugins of both, those above first where both name one.
+fn merged_settings(above: Vec<PluginSetting>, mut below: Vec<PluginSetting>) -> Vec<PluginSetting> {
+    below.retain(|setting| {
+        !above
+            .iter()
+            .any(|other| other.plugin == setting.plugin && other.key == setting.key)
+    });
     below.extend(above);
     below
 }

@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use kvstored_core::eviction::PolicyKind;
 use kvstored_core::size::format_bytes;
 use kvstored_core::{Pipeline, TierKind};
+use kvstored_object::S3Settings;
 use serde_json::Value;
 
 use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
 use super::options::ServeOptions;
+use super::plugins::PluginOptions;
 use super::pool::PoolSettings;
+use super::s3;
 use super::sizes::Quota;
 use super::validate::{Check, MOST_DRAIN_MS};
 use super::values::{IoEngine, LogFormat, LogLevel, Meaning, Word};
@@ -85,6 +88,10 @@ pub struct ServeSettings {
     pub namespace_quotas: BTreeMap<String, u64>,
     /// The pool that this process takes part in, where the pipeline has one.
     pub pool: Option<PoolSettings>,
+    /// The bucket, where the pipeline has one.
+    pub s3: Option<S3Settings>,
+    /// Where plugins come from, where the pipeline has one.
+    pub plugins: Option<PluginOptions>,
     /// How long a drain may take.
     pub drain_timeout_ms: u64,
     /// How log lines are written.
@@ -159,6 +166,13 @@ impl ServeSettings {
             PoolSettings::note_without_pool(&options, &pipeline, &mut notes);
             None
         };
+        let plugins = PluginOptions::resolve(&options, &pipeline, environment, &mut check, &mut notes);
+        let s3 = if pipeline.contains(&TierKind::S3) {
+            Some(s3::resolve(&options, &mut check))
+        } else {
+            s3::note_without_bucket(&options, &pipeline, &mut notes);
+            None
+        };
         let log_level = check.log_level(&options, environment, &origins);
 
         if !check.problems.is_empty() {
@@ -191,6 +205,8 @@ impl ServeSettings {
             tenant_quotas: by_name(options.tenant_quota),
             namespace_quotas: by_name(options.namespace_quota),
             pool,
+            s3,
+            plugins,
             drain_timeout_ms,
             log_format: options
                 .log_format
@@ -260,8 +276,12 @@ impl ServeSettings {
             ("log_level", self.log_level.clone()),
         ];
         let pool = self.pool.iter().flat_map(PoolSettings::rows);
+        let s3 = self.s3.iter().flat_map(s3::rows);
+        let plugins = self.plugins.iter().flat_map(PluginOptions::rows);
         rows.into_iter()
             .chain(pool)
+            .chain(s3)
+            .chain(plugins)
             .map(|(name, value)| (name, value, self.origin(name).name()))
             .collect()
     }

@@ -222,6 +222,54 @@ impl FromStr for Quota {
     }
 }
 
+/// A setting of a plugin: `NAME.KEY=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginSetting {
+    /// The plugin's name.
+    pub plugin: String,
+    /// The setting's name, which only the plugin knows.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl FromStr for PluginSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=').and_then(|(name, value)| {
+            let (plugin, key) = name.split_once('.')?;
+            let whole = kvstored_core::pipeline::is_plugin_name(plugin) && !key.is_empty();
+            whole.then(|| Self {
+                plugin: plugin.to_owned(),
+                key: key.to_owned(),
+                value: value.to_owned(),
+            })
+        });
+        parts.ok_or_else(|| format!("plugin setting \"{text}\" is not of the form NAME.KEY=VALUE"))
+    }
+}
+
+/// Settings of plugins as a mapping from `NAME.KEY` to value.
+pub mod plugin_setting_map {
+    use super::{BTreeMap, Deserialize, Deserializer, PluginSetting, Serializer};
+    use serde::de::Error as _;
+
+    /// Writes the mapping.
+    pub fn serialize<S: Serializer>(settings: &[PluginSetting], serializer: S) -> Result<S::Ok, S::Error> {
+        let name = |setting: &PluginSetting| format!("{}.{}", setting.plugin, setting.key);
+        serializer.collect_map(settings.iter().map(|setting| (name(setting), &setting.value)))
+    }
+
+    /// Reads the mapping.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PluginSetting>, D::Error> {
+        let map = BTreeMap::<String, String>::deserialize(deserializer)?;
+        map.into_iter()
+            .map(|(name, value)| format!("{name}={value}").parse().map_err(D::Error::custom))
+            .collect()
+    }
+}
+
 /// Quotas as a mapping from name to size.
 pub mod quota_map {
     use super::{BTreeMap, ByteSize, Deserialize, Deserializer, Quota, Serializer};

@@ -8,6 +8,7 @@ mod echo;
 mod figure;
 mod geometry;
 mod lookup;
+mod object;
 mod posix;
 mod restart;
 mod scattered;
@@ -73,6 +74,8 @@ pub struct Args {
 enum Other {
     /// Measure reads and writes between two processes
     Transfer(transfer::Args),
+    /// Measure dumps to a bucket and loads from it
+    Object(object::Args),
 }
 
 type Measure = fn(&Setup) -> Result<Vec<Figure>>;
@@ -113,8 +116,10 @@ const GROUPS: [(&[&str], Measure); 12] = [
 
 /// Runs `kvstored bench`.
 pub fn run(args: Args) -> Result<ExitCode> {
-    if let Some(Other::Transfer(args)) = args.other {
-        return transfer::run(args);
+    match args.other {
+        Some(Other::Transfer(args)) => return transfer::run(args),
+        Some(Other::Object(args)) => return object::run(&args),
+        None => {}
     }
     if let Some(socket) = &args.echo_socket {
         echo::serve(socket)?;

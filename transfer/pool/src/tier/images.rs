@@ -1,6 +1,6 @@
 //! Blocks' images as objects of the pool.
 
-use kvstored_core::{Envelope, Error, ErrorKind, Operation, Result, SlotGuard};
+use kvstored_core::{Action, Error, ErrorKind, Operation, Result, SlotGuard};
 
 use super::index::object_key;
 use crate::memory::Piece;
@@ -23,7 +23,7 @@ fn image(slot: &SlotGuard, bytes: usize) -> Piece {
 }
 
 /// Whether what was loaded is the block that was asked for. Its bytes are those that were put; this is about what was
-/// put under that name.
+/// put under that name. To verify it means to look at all of it.
 pub(super) fn check(operation: &Operation, bytes: u64) -> Result<()> {
     let layout = &operation.namespace.layout;
     if bytes != layout.image_bytes() as u64 {
@@ -32,6 +32,9 @@ pub(super) fn check(operation: &Operation, bytes: u64) -> Result<()> {
             "an object of the pool is no image of that block",
         ));
     }
-    let envelope = Envelope::decode(&operation.buffer.descriptor()?[..])?;
-    envelope.expect(&operation.namespace.key(operation.hash), layout)
+    let (namespace, hash, slot) = (&operation.namespace, operation.hash, &operation.buffer);
+    if operation.action == Action::Verify {
+        return namespace.verify_image(hash, slot);
+    }
+    namespace.check_descriptor(hash, slot).map(drop)
 }

@@ -96,8 +96,15 @@ impl Work {
         {
             let mut queues = self.queues.lock();
             for operation in batch {
-                if queues.stopping || queues.outstanding() >= self.settings.queue_depth {
-                    refused.push((operation, queues.stopping));
+                let refusal = if queues.stopping {
+                    Err(stopped())
+                } else if queues.outstanding() >= self.settings.queue_depth {
+                    Err(Error::new(ErrorKind::Busy, "the pool's queue is full"))
+                } else {
+                    operation.namespace.check_size(&operation.buffer)
+                };
+                if refusal.is_err() {
+                    refused.push((operation, refusal));
                     continue;
                 }
                 match operation.action {
@@ -107,9 +114,8 @@ impl Work {
             }
         }
         self.bell.notify_all();
-        for (operation, stopping) in refused {
-            let busy = || Error::new(ErrorKind::Busy, "the pool's queue is full");
-            operation.complete(Err(if stopping { stopped() } else { busy() }));
+        for (operation, refusal) in refused {
+            operation.complete(refusal);
         }
     }
 

@@ -1,0 +1,151 @@
+//! The settings of plugged-in tiers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvstored_core::{Pipeline, TierKind};
+
+use super::environment::Environment;
+use super::options::ServeOptions;
+use super::sizes::PluginSetting;
+use super::validate::Check;
+
+/// The longest that a plugin may be told to take.
+const MOST_TIMEOUT_MS: u64 = 600_000;
+
+/// Where plugins come from and how they are used. Plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginOptions {
+    /// The directory.
+    pub directory: PathBuf,
+    /// What plugins are told, each its own.
+    pub settings: Vec<PluginSetting>,
+    /// How long an operation, and every other call, may take.
+    pub timeout: Duration,
+    /// The program that tries plugins: called with `plugin-probe`, the directory and the name.
+    pub probe: Option<PathBuf>,
+}
+
+impl PluginOptions {
+    /// Our settings, where the pipeline has a plugin.
+    pub(super) fn resolve(
+        options: &ServeOptions,
+        pipeline: &Pipeline,
+        environment: &Environment,
+        check: &mut Check<'_>,
+        notes: &mut Vec<String>,
+    ) -> Option<Self> {
+        let named: Vec<&str> = pipeline
+            .tiers()
+            .iter()
+            .filter_map(|kind| match kind {
+                TierKind::Plugin(name) => Some(&**name),
+                _ => None,
+            })
+            .collect();
+        for setting in &options.plugin_setting {
+            if !named.contains(&setting.plugin.as_str()) {
+                notes.push(format!(
+                    "plugin_setting {}.{} has no effect: pipeline {pipeline} has no Plugin({})",
+                    setting.plugin, setting.key, setting.plugin
+                ));
+            }
+        }
+        if named.is_empty() {
+            if options.plugin_directory.is_some() {
+                notes.push(format!(
+                    "plugin_directory has no effect: pipeline {pipeline} has no plugin"
+                ));
+            }
+            return None;
+        }
+        let timeout_ms = options.plugin_timeout_ms.unwrap_or(5000);
+        check.range("plugin_timeout_ms", timeout_ms, 1, MOST_TIMEOUT_MS);
+        let Some(directory) = options.plugin_directory.clone() else {
+            let what = "a pipeline with a plugin needs the directory that it lies in";
+            check.wrong("plugin_directory", "", what);
+            return None;
+        };
+        Some(Self {
+            directory,
+            settings: options.plugin_setting.clone(),
+            timeout: Duration::from_millis(timeout_ms),
+            probe: environment.plugin_probe.clone(),
+        })
+    }
+
+    /// Every setting as name and value, for the log. Values of plugins' settings are not shown: they may be secrets.
+    pub(super) fn rows(&self) -> Vec<(&'static str, String)> {
+        let names: Vec<String> = self
+            .settings
+            .iter()
+            .map(|setting| format!("{}.{}", setting.plugin, setting.key))
+            .collect();
+        vec![
+            ("plugin_directory", self.directory.display().to_string()),
+            ("plugin_setting", names.join(" ")),
+            ("plugin_timeout_ms", self.timeout.as_millis().to_string()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Environment;
+    use crate::config::tests::resolve_with;
+
+    #[test]
+    fn a_plugin_needs_a_directory_and_gets_its_settings() {
+        let environment = Environment::default();
+        let plugin = ["--pipeline", "Cache|Plugin(memory)|Posix"];
+        let problems = resolve_with(&plugin, "", &environment).unwrap_err();
+        assert!(
+            problems.iter().any(|problem| problem.key == "plugin_directory"),
+            "{problems:?}"
+        );
+        let mut flags = plugin.to_vec();
+        flags.extend(["--plugin-directory", "/opt/plugins"]);
+        flags.extend(["--plugin-setting", "memory.capacity_bytes=4096"]);
+        flags.extend(["--plugin-setting", "other.key=a=b"]);
+        let file = "plugin_setting: {\"memory.capacity_bytes\": \"1\", \"memory.more\": \"2\"}\n";
+        let settings = resolve_with(&flags, file, &environment).unwrap();
+        let plugins = settings.plugins.clone().unwrap();
+        let value = |key: &str| {
+            let found = plugins
+                .settings
+                .iter()
+                .find(|setting| setting.plugin == "memory" && setting.key == key);
+            found.map(|setting| setting.value.as_str())
+        };
+        assert_eq!(
+            (value("capacity_bytes"), value("more")),
+            (Some("4096"), Some("2"))
+        );
+        assert!(
+            settings.notes.iter().any(|note| note.contains("other.key")),
+            "{:?}",
+            settings.notes
+        );
+        assert!(
+            settings
+                .rows()
+                .iter()
+                .all(|(_, value, _)| !value.contains("4096"))
+        );
+    }
+
+    #[test]
+    fn without_a_plugin_its_settings_are_noted() {
+        let flags = ["--plugin-directory", "/opt/plugins"];
+        let settings = resolve_with(&flags, "", &Environment::default()).unwrap();
+        assert!(settings.plugins.is_none());
+        assert!(
+            settings
+                .notes
+                .iter()
+                .any(|note| note.contains("plugin_directory")),
+            "{:?}",
+            settings.notes
+        );
+    }
+}

@@ -1,0 +1,192 @@
+/*
+ * The C interface between kvstored and a plugged-in tier, version 1.0. docs/plugin-abi.md explains it and has a
+ * tutorial; this file is enough to compile a plugin.
+ *
+ * A plugin is a shared object that exports one function, kvstored_plugin_entry. It's loaded once and never unloaded.
+ *
+ * Rules for both sides
+ *  - Structs that carry struct_size may grow at their end in a later minor version. Read only fields that lie within
+ *    the struct_size given. kvstored_text, kvstored_hash, kvstored_key and kvstored_setting never change.
+ *  - Nothing that one side allocates is freed by the other. What a pointer points to is lent for the length of the
+ *    call, unless said otherwise.
+ *  - No exception, longjmp or unwinding crosses a call.
+ *  - Text is UTF-8 with a length, not ended by a zero.
+ *  - Little-endian 64-bit Linux.
+ */
+#ifndef KVSTORED_PLUGIN_H
+#define KVSTORED_PLUGIN_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Major version in the upper 16 bits: another major version is refused. A minor version only adds. */
+#define KVSTORED_ABI_VERSION 0x00010000u
+
+/* Outcomes. */
+#define KVSTORED_OK 0
+#define KVSTORED_INVALID_INPUT 1
+#define KVSTORED_NOT_FOUND 2
+#define KVSTORED_ALREADY_EXISTS 3
+#define KVSTORED_MISMATCH 4
+#define KVSTORED_BUSY 5
+#define KVSTORED_TOO_LARGE 6
+#define KVSTORED_NO_SPACE 7
+#define KVSTORED_QUOTA_EXCEEDED 8
+#define KVSTORED_CORRUPT 9
+#define KVSTORED_TIMED_OUT 10
+#define KVSTORED_CANCELLED 11
+#define KVSTORED_UNAVAILABLE 12
+#define KVSTORED_FENCED 13
+#define KVSTORED_UNSUPPORTED 14
+#define KVSTORED_PERMISSION_DENIED 15
+#define KVSTORED_IO 16
+#define KVSTORED_INTERNAL 17
+
+/* What an operation asks for. */
+#define KVSTORED_READ 1u  /* fill data[0..length] with the block's image */
+#define KVSTORED_WRITE 2u /* store data[0..length] as the block's image */
+
+/* How safe a written block is. */
+#define KVSTORED_MEMORY 0u  /* in memory: lost with the process */
+#define KVSTORED_TIER 1u    /* survives the process, not a power loss */
+#define KVSTORED_DURABLE 2u /* survives a power loss */
+
+/* Levels of log messages. */
+#define KVSTORED_LOG_ERROR 1u
+#define KVSTORED_LOG_WARNING 2u
+#define KVSTORED_LOG_INFO 3u
+#define KVSTORED_LOG_DEBUG 4u
+
+typedef struct kvstored_text {
+    const char *data;
+    uint64_t length;
+} kvstored_text;
+
+/* What the engine calls a block: 16 to 32 bytes, the others zero. */
+typedef struct kvstored_hash {
+    uint8_t bytes[32];
+    uint32_t length;
+    uint32_t reserved;
+} kvstored_hash;
+
+/* A block's whole name. Compare all of it. */
+typedef struct kvstored_key {
+    uint8_t namespace_digest[32];
+    kvstored_hash hash;
+} kvstored_key;
+
+typedef struct kvstored_setting {
+    kvstored_text key;
+    kvstored_text value;
+} kvstored_setting;
+
+/* Blocks of one namespace have one size. */
+typedef struct kvstored_namespace {
+    uint32_t struct_size;
+    uint32_t shards;
+    uint8_t digest[32];
+    uint64_t image_bytes;   /* what each read and write moves; a multiple of 4096 */
+    uint64_t payload_bytes; /* without descriptor page and padding */
+    kvstored_text tenant;
+    kvstored_text model;
+} kvstored_namespace;
+
+/*
+ * One operation of a batch; the next one lies struct_size bytes further. The struct is lent for the call of submit.
+ * data is lent until the operation is completed and no longer: it's aligned to 4096 bytes, and after complete() it must
+ * be neither read nor written. A read may write to all of data even if it fails.
+ */
+typedef struct kvstored_operation {
+    uint32_t struct_size;
+    uint32_t action;     /* KVSTORED_READ or KVSTORED_WRITE */
+    uint64_t ticket;     /* names the operation in complete() */
+    kvstored_key key;
+    void *data;
+    uint64_t length;     /* image_bytes of the namespace */
+    uint32_t durability; /* for writes: complete when the block is at least that safe, or as safe as the tier gets */
+    uint32_t reserved;
+} kvstored_operation;
+
+/* Counters only grow; the others are levels. */
+typedef struct kvstored_statistics {
+    uint32_t struct_size;
+    uint32_t degraded; /* not 0 while the tier doesn't work and answers errors */
+    uint64_t allocated_bytes;
+    uint64_t capacity_bytes;
+    uint64_t read_bytes;
+    uint64_t written_bytes;
+    uint64_t evicted_blocks;
+    uint64_t refused_writes;
+} kvstored_statistics;
+
+/*
+ * What kvstored gives to a tier at open; valid for ever, after close too. All functions may be called from any thread,
+ * also from within a call of the tier, and return soon.
+ */
+typedef struct kvstored_host {
+    uint32_t struct_size;
+    uint32_t abi_version;
+    void *context; /* the first argument of every function */
+    void (*log)(void *context, uint32_t level, kvstored_text message);
+    /*
+     * Ends an operation; exactly once for each ticket. transferred is the number of bytes moved: the operation's length
+     * when status is KVSTORED_OK. message may be empty.
+     */
+    void (*complete)(void *context, uint64_t ticket, int32_t status, uint64_t transferred, kvstored_text message);
+    /*
+     * Says that blocks are here that kvstored didn't write in this run: those found at open, or written by another node.
+     * Their namespaces need not be known yet.
+     */
+    void (*stored)(void *context, const kvstored_key *keys, uint64_t count);
+    /* Says that blocks have left by the tier's own doing. Not needed after remove() and purge(). */
+    void (*removed)(void *context, const kvstored_key *keys, uint64_t count);
+} kvstored_host;
+
+/*
+ * A tier's functions; all must be there. kvstored calls them from one thread of its own, one after the other, and
+ * answers lookups itself. Each but submit must return within the configured timeout (5 s by default); a tier that
+ * doesn't is left out until it does.
+ */
+typedef struct kvstored_tier {
+    uint32_t struct_size;
+    uint32_t keeps; /* the safest level that a block reaches here: KVSTORED_MEMORY, _TIER or _DURABLE */
+    /* Makes a tier, e.g. from a directory named in the settings. Unknown keys should be refused. */
+    int32_t (*open)(const kvstored_host *host, const kvstored_setting *settings, uint64_t count, void **tier);
+    /* Tells of a namespace before its first operation. KVSTORED_MISMATCH if it's known with another image size. */
+    int32_t (*open_namespace)(void *tier, const kvstored_namespace *info);
+    /* Takes operations over and returns at once; they complete on any thread, before submit returns too. */
+    void (*submit)(void *tier, const kvstored_operation *operations, uint64_t count);
+    /* Forgets blocks. Those that aren't there don't matter. */
+    int32_t (*remove)(void *tier, const kvstored_key *keys, uint64_t count);
+    /* Forgets all blocks of a namespace, also for later restarts. */
+    int32_t (*purge)(void *tier, const uint8_t namespace_digest[32]);
+    /* Fills what fits in statistics->struct_size. */
+    int32_t (*statistics)(void *tier, kvstored_statistics *statistics);
+    /* Makes everything that was completed as safe as the tier gets. */
+    int32_t (*drain)(void *tier, uint64_t timeout_ms);
+    /* Completes what is under way and frees the tier. Nothing is called afterwards. */
+    void (*close)(void *tier);
+} kvstored_tier;
+
+typedef struct kvstored_plugin {
+    uint32_t struct_size;
+    uint32_t abi_version;
+    const char *name;    /* ended by a zero; 1 to 64 of a-z, 0-9, '-' and '_' */
+    const char *version; /* ended by a zero; at most 64 bytes */
+    const kvstored_tier *tier;
+} kvstored_plugin;
+
+/*
+ * The one exported function. It gets kvstored's version and returns what lives for ever, or a null pointer if the plugin
+ * can't work with that version. It's called in a process of its own first, so it should do nothing else.
+ */
+const kvstored_plugin *kvstored_plugin_entry(uint32_t host_abi_version);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,96 @@
+//! What a tier can tell its host.
+
+use crate::abi;
+use crate::failure::Failure;
+
+/// How much a log message matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Level {
+    /// Something failed that somebody should look at.
+    Error = 1,
+    /// Something is odd.
+    Warning = 2,
+    /// Something happened.
+    Info = 3,
+    /// Details.
+    Debug = 4,
+}
+
+/// The program that loaded the plugin. Valid for ever and from any thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    table: abi::Host,
+}
+
+// SAFETY: the interface allows the functions from any thread, and the context is only handed back to them.
+unsafe impl Send for Host {}
+// SAFETY: as above.
+unsafe impl Sync for Host {}
+
+impl Host {
+    /// Copies the host's table.
+    ///
+    /// # Safety
+    /// `table` must point to a host's table, whose functions stay valid for ever.
+    pub(crate) unsafe fn copy(table: *const abi::Host) -> Option<Self> {
+        if table.is_null() {
+            return None;
+        }
+        // SAFETY: the first field is there in every version.
+        let size = unsafe { (*table).struct_size } as usize;
+        if size < size_of::<abi::Host>() {
+            return None;
+        }
+        // SAFETY: the table has at least the fields of this version.
+        let table = unsafe { *table };
+        let whole = table.log.is_some()
+            && table.complete.is_some()
+            && table.stored.is_some()
+            && table.removed.is_some();
+        whole.then_some(Self { table })
+    }
+
+    /// Writes a line to the host's log.
+    pub fn log(&self, level: Level, message: &str) {
+        if let Some(log) = self.table.log {
+            // SAFETY: the message is lent for the call.
+            unsafe { log(self.table.context, level as u32, abi::Text::lend(message)) }
+        }
+    }
+
+    /// Says that blocks are here that the host didn't write in this run.
+    pub fn stored(&self, keys: &[abi::Key]) {
+        if let Some(stored) = self.table.stored {
+            // SAFETY: the keys are lent for the call.
+            unsafe { stored(self.table.context, keys.as_ptr(), keys.len() as u64) }
+        }
+    }
+
+    /// Says that blocks have left by the tier's own doing.
+    pub fn removed(&self, keys: &[abi::Key]) {
+        if let Some(removed) = self.table.removed {
+            // SAFETY: the keys are lent for the call.
+            unsafe { removed(self.table.context, keys.as_ptr(), keys.len() as u64) }
+        }
+    }
+
+    pub(crate) fn complete(&self, ticket: u64, outcome: Result<u64, &Failure>) {
+        let (status, transferred, message) = match outcome {
+            Ok(transferred) => (abi::OK, transferred, ""),
+            Err(failure) => (failure.kind() as i32, 0, failure.message()),
+        };
+        if let Some(complete) = self.table.complete {
+            // SAFETY: the message is lent for the call; the ticket is used once, by the operation that owns it.
+            unsafe {
+                complete(
+                    self.table.context,
+                    ticket,
+                    status,
+                    transferred,
+                    abi::Text::lend(message),
+                );
+            }
+        }
+    }
+}

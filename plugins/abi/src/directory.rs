@@ -1,0 +1,77 @@
+//! A directory of plugins.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvstored_core::{Error, Result, Runtime};
+
+use crate::library::{self, PluginFacts};
+use crate::probe::Probe;
+use crate::tier::PluginTier;
+use crate::trust;
+
+/// How a plugged-in tier is used. Plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginSettings {
+    /// What the plugin is told at open.
+    pub settings: Vec<(String, String)>,
+    /// How long an operation, and every other call, may take.
+    pub timeout: Duration,
+    /// Operations that may wait or be under way; more are refused as busy.
+    pub queue_depth: usize,
+}
+
+impl Default for PluginSettings {
+    fn default() -> Self {
+        Self {
+            settings: Vec::new(),
+            timeout: Duration::from_secs(5),
+            queue_depth: 8192,
+        }
+    }
+}
+
+/// Where plugins lie: `NAME.so` for each, and their sums in `SHA256SUMS`.
+#[derive(Clone, Debug)]
+pub struct PluginDirectory {
+    path: PathBuf,
+    probe: Probe,
+}
+
+impl PluginDirectory {
+    /// A directory and the program that tries its plugins. Nothing is looked at yet.
+    pub fn new(path: PathBuf, probe: Probe) -> Self {
+        Self { path, probe }
+    }
+
+    /// Loads a plugin and opens its tier.
+    ///
+    /// Fails with `PermissionDenied` where others could have put something into its place, `Mismatch` where it isn't the
+    /// one that is listed, `Unsupported` for another version of the interface, `InvalidInput` or `TimedOut` where it
+    /// can't be loaded, and as the plugin's own `open` does.
+    pub fn open(&self, name: &str, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<PluginTier>> {
+        Self::check(&self.path, name)?;
+        self.probe.run(&self.path, name, runtime)?;
+        let file = Self::check(&self.path, name)?;
+        let loaded = library::load(file, name)?;
+        let PluginFacts { version, .. } = &loaded.facts;
+        tracing::info!(plugin = name, version, directory = %self.path.display(), "plugin loaded");
+        PluginTier::open(loaded, settings, runtime)
+    }
+
+    /// The plugin's file, checked.
+    pub(crate) fn check(directory: &Path, name: &str) -> Result<File> {
+        if !kvstored_core::pipeline::is_plugin_name(name) {
+            return Err(Error::invalid(format!(
+                "plugin name \"{name}\": 1 to 64 of a-z, 0-9, - and _ are accepted"
+            )));
+        }
+        let file_name = format!("{name}.so");
+        let mut file = trust::open_trusted(directory, OsStr::new(&file_name))?;
+        trust::check_sum(directory, &file_name, &mut file)?;
+        Ok(file)
+    }
+}

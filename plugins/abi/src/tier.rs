@@ -1,0 +1,330 @@
+//! The tier's contract over a plugin.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use kvstored_core::runtime::ThreadHandle;
+use kvstored_core::{
+    Action, BlockHash, BlockKey, Durability, Error, ErrorKind, EventSink, Namespace, NamespaceInfo,
+    Operation, Result, Runtime, Tier, TierStatistics,
+};
+use parking_lot::Mutex;
+
+use crate::caller::{self, Job, OnItsWay, Plugin, call};
+use crate::directory::PluginSettings;
+use crate::library::{Loaded, PluginFacts};
+use crate::shared::{Mode, Shared};
+
+/// How long `open` may take, which may read an index.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a look at the plugin's numbers waits before the last ones are given.
+const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A plugin as a tier, named `Plugin(name)`.
+///
+/// Lookups are hash probes of an index that the host keeps: of the blocks that it wrote, and of those that the plugin
+/// told of. The plugin is called from one thread. One that doesn't answer in time is left out until it has answered
+/// everything; one that breaks the contract is left out for good.
+pub struct PluginTier {
+    shared: Arc<Shared>,
+    facts: PluginFacts,
+    threads: Mutex<Vec<ThreadHandle>>,
+}
+
+impl PluginTier {
+    pub(crate) fn open(loaded: Loaded, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<Self>> {
+        let Loaded { facts, functions } = loaded;
+        let shared = Shared::new(&facts.name, settings, runtime.clone());
+        let plugin = OnItsWay(Plugin::new(functions, shared.clone()));
+        let watched = shared.clone();
+        let tier = Arc::new(Self {
+            shared,
+            facts,
+            threads: Mutex::default(),
+        });
+        let name = format!("plugin-{}", tier.facts.name);
+        let calling = runtime
+            .spawner
+            .spawn(&name, Box::new(move || caller::run(plugin)))?;
+        tier.threads.lock().push(calling);
+        let watching = runtime.spawner.spawn(
+            &format!("{name}-watch"),
+            Box::new(move || caller::watch(&watched)),
+        );
+        let opened = watching.and_then(|watching| {
+            tier.threads.lock().push(watching);
+            call(&tier.shared, "open", OPEN_TIMEOUT, Plugin::open)
+        });
+        if let Err(error) = opened {
+            tier.shutdown();
+            return Err(error);
+        }
+        Ok(tier)
+    }
+
+    /// What the plugin says of itself.
+    pub fn facts(&self) -> &PluginFacts {
+        &self.facts
+    }
+
+    fn serves(&self) -> bool {
+        self.shared.mode() == Mode::Serving
+    }
+
+    /// What can be answered without the plugin.
+    fn answer(&self, operation: &Operation) -> Option<Result<()>> {
+        if !self.serves() {
+            return Some(Err(self.shared.refusal()));
+        }
+        let namespace = &operation.namespace;
+        if let Err(error) = namespace.check_size(&operation.buffer) {
+            return Some(Err(error.with("tier", self.name())));
+        }
+        let blocks = self.shared.index.get(&namespace.namespace);
+        let here = blocks.is_some_and(|blocks| blocks.read().get(&operation.hash).is_some());
+        match (operation.action, here) {
+            (Action::Write(_), true) => Some(Ok(())),
+            (Action::Read | Action::Verify, false) => {
+                Some(Err(
+                    Error::new(ErrorKind::NotFound, "the block isn't here").with("tier", self.name())
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits until nobody waits for an operation any more.
+    fn wait_idle(&self, deadline: Instant) -> Result<()> {
+        let mut flow = self.shared.flow.lock();
+        loop {
+            let waiting = flow.waiting();
+            if waiting == 0 {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(self.shared.runtime.clock.now());
+            if left.is_zero() {
+                return Err(
+                    Error::new(ErrorKind::TimedOut, format!("{waiting} operations are under way"))
+                        .with("tier", self.name()),
+                );
+            }
+            self.shared.idle.wait_for(&mut flow, left);
+        }
+    }
+}
+
+impl Tier for PluginTier {
+    fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    fn keeps(&self) -> Durability {
+        self.facts.keeps
+    }
+
+    fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {
+        if !self.serves() {
+            return Err(self.shared.refusal());
+        }
+        let info = namespace.clone();
+        call(
+            &self.shared,
+            "open_namespace",
+            self.shared.settings.timeout,
+            move |plugin| plugin.open_namespace(&info),
+        )
+    }
+
+    fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
+        if self.serves()
+            && let Some(blocks) = self.shared.index.get(&namespace.namespace)
+        {
+            blocks.read().lookup(hashes, present);
+        }
+    }
+
+    fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
+        if !self.serves() {
+            return 0;
+        }
+        let blocks = self.shared.index.get(&namespace.namespace);
+        blocks.map_or(0, |blocks| blocks.read().lookup_on_prefix(hashes))
+    }
+
+    fn submit(&self, batch: Vec<Operation>) {
+        let (mut accepted, mut answered) = (Vec::with_capacity(batch.len()), Vec::new());
+        for operation in batch {
+            match self.answer(&operation) {
+                Some(outcome) => answered.push((operation, outcome)),
+                None => accepted.push(operation),
+            }
+        }
+        let shared = &self.shared;
+        let full = || Error::new(ErrorKind::Busy, "the plugin's queue is full").with("tier", self.name());
+        let deadline = shared.runtime.deadline(shared.settings.timeout);
+        let mut numbers = Vec::with_capacity(accepted.len());
+        {
+            let mut flow = shared.flow.lock();
+            for operation in accepted {
+                if flow.ending {
+                    answered.push((operation, Err(shared.refusal())));
+                } else if flow.tickets.count() >= shared.settings.queue_depth {
+                    answered.push((operation, Err(full())));
+                } else {
+                    numbers.push(flow.tickets.enter(operation, deadline));
+                }
+            }
+            if !numbers.is_empty() {
+                shared.watch_until(&mut flow, deadline);
+            }
+        }
+        for (operation, outcome) in answered {
+            operation.complete(outcome);
+        }
+        if numbers.is_empty() {
+            return;
+        }
+        if let Err(Job::Submit(numbers)) = shared.queue(Job::Submit(numbers)) {
+            shared.withdraw(&numbers, &full());
+        }
+    }
+
+    fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
+        let keys: HashSet<BlockKey> = hashes.iter().map(|hash| namespace.key(*hash)).collect();
+        self.shared.flow.lock().tickets.revoke(|key| keys.contains(key));
+        let gone: Vec<BlockKey> = keys
+            .into_iter()
+            .filter(|key| self.shared.index.remove(&key.namespace, &key.hash))
+            .collect();
+        if !gone.is_empty() {
+            self.shared.forget(&gone);
+        }
+        gone.len() as u64
+    }
+
+    fn purge(&self, namespace: &Namespace) -> Result<u64> {
+        if !self.serves() {
+            return Err(self.shared.refusal());
+        }
+        let digest = *namespace;
+        self.shared
+            .flow
+            .lock()
+            .tickets
+            .revoke(|key| key.namespace == digest);
+        let gone = self.shared.index.clear(Some(namespace));
+        call(
+            &self.shared,
+            "purge",
+            self.shared.settings.timeout,
+            move |plugin| plugin.purge(&digest),
+        )?;
+        Ok(gone)
+    }
+
+    fn statistics(&self) -> TierStatistics {
+        let shared = &self.shared;
+        if self.serves()
+            && let Ok(told) = call(shared, "statistics", STATISTICS_TIMEOUT, Plugin::statistics)
+        {
+            *shared.statistics.lock() = TierStatistics {
+                allocated_bytes: told.allocated_bytes,
+                capacity_bytes: told.capacity_bytes,
+                read_bytes: told.read_bytes,
+                written_bytes: told.written_bytes,
+                evicted_blocks: told.evicted_blocks,
+                refused_writes: told.refused_writes,
+                degraded: told.degraded != 0,
+                degraded_reason: if told.degraded == 0 {
+                    String::new()
+                } else {
+                    "the plugin says so".to_owned()
+                },
+                ..TierStatistics::default()
+            };
+        }
+        let mut statistics = shared.statistics.lock().clone();
+        (statistics.blocks, statistics.index_bytes) = shared.index.totals();
+        let flow = shared.flow.lock();
+        statistics.queue_depth = flow.waiting() as u64;
+        statistics.held_bytes = flow.tickets.held().1;
+        drop(flow);
+        statistics.quarantined_blocks = shared.quarantined.load(Ordering::Relaxed);
+        statistics.faults = shared.faults.load(Ordering::Relaxed);
+        if matches!(shared.mode(), Mode::Stalled | Mode::Out) {
+            statistics.degraded = true;
+            statistics.degraded_reason.clone_from(&shared.reason.lock());
+        }
+        statistics
+    }
+
+    fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {
+        self.shared.index.list(namespace, after, limit)
+    }
+
+    fn namespaces(&self) -> Vec<(Namespace, u64)> {
+        self.shared.index.namespaces()
+    }
+
+    fn observe(&self, events: EventSink) {
+        self.shared.index.observe(events);
+    }
+
+    fn drain(&self, deadline: Instant) -> Result<()> {
+        self.wait_idle(deadline)?;
+        if !self.serves() {
+            return Err(self.shared.refusal());
+        }
+        let left = deadline.saturating_duration_since(self.shared.runtime.clock.now());
+        call(&self.shared, "drain", left, move |plugin| plugin.drain(left))
+    }
+
+    fn shutdown(&self) {
+        if !self.shared.enter(Mode::Stopped, "it was shut down") {
+            return;
+        }
+        let deadline = self.shared.runtime.deadline(self.shared.settings.timeout);
+        if let Err(error) = self.wait_idle(deadline) {
+            tracing::warn!(%error, "the plugin stops with operations under way");
+        }
+        let (done, wait) = sync_channel(1);
+        let queued = {
+            let mut jobs = self.shared.jobs.lock();
+            jobs.queue.push_back(Job::Close(done));
+            self.shared.job_came.notify_one();
+            !jobs.ended
+        };
+        let closed = queued && wait.recv_timeout(self.shared.settings.timeout).is_ok();
+        // what never ended ends now; buffers that the plugin has stay its own
+        let cancelled = {
+            let mut flow = self.shared.flow.lock();
+            flow.ending = true;
+            self.shared.watch.notify_all();
+            flow.tickets.expire(None)
+        };
+        for (buffer, completion, _) in cancelled {
+            let error = Error::new(ErrorKind::Cancelled, "the tier was shut down");
+            completion(buffer, Err(error.with("tier", self.name())));
+        }
+        let mut threads = std::mem::take(&mut *self.threads.lock());
+        if let Some(watching) = (threads.len() > 1).then(|| threads.pop()).flatten() {
+            watching.join();
+        }
+        match threads.pop() {
+            Some(calling) if closed => calling.join(),
+            _ => tracing::error!(
+                tier = self.name(),
+                "the plugin didn't close; its thread is left behind"
+            ),
+        }
+    }
+}
+
+impl Drop for PluginTier {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
