@@ -162,6 +162,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "NAME[,NAME]")]
     pub pool_transports: Option<String>,
 
+    /// How long copying what this process lends to other nodes of the pool may take when the daemon is told to stop, in
+    /// milliseconds; 0 for not copying [default: 0]
+    #[arg(long, value_name = "MS")]
+    pub pool_drain_timeout_ms: Option<u64>,
+
     /// How long a drain may take when the daemon is told to stop, in milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
@@ -249,6 +254,7 @@ impl ServeOptions {
             pool_tls_authority: self.pool_tls_authority.or(below.pool_tls_authority),
             pool_replicas: self.pool_replicas.or(below.pool_replicas),
             pool_transports: self.pool_transports.or(below.pool_transports),
+            pool_drain_timeout_ms: self.pool_drain_timeout_ms.or(below.pool_drain_timeout_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(below.drain_timeout_ms),
             log_format: self.log_format.or(below.log_format),
             log_level: self.log_level.or(below.log_level),

@@ -1,5 +1,6 @@
 //! Nodes and clients together, over real sockets and real memory.
 
+mod drains;
 mod fake_master;
 mod fake_state;
 mod faults;
