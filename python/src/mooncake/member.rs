@@ -68,7 +68,7 @@ impl OpenPool {
     /// The node of the first of these names that lends memory.
     pub fn preferred(&self, names: &[String]) -> Option<NodeId> {
         let wanted = names.first()?;
-        let nodes = self.directory.nodes(self.runtime.deadline(NODES)).ok()?;
+        let (nodes, _) = self.directory.nodes(self.runtime.deadline(NODES)).ok()?;
         nodes
             .iter()
             .find(|node| &*node.engine == wanted)

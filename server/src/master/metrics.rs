@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kvstored_master::{Status, TenantStatus};
+use kvstored_master::{DrainProgress, NodeStatus, Status, TenantStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::{Registry, Unit};
@@ -16,6 +16,8 @@ pub(super) fn render(state: &AdminState) -> Result<String, fmt::Error> {
     let (clients, strangers, turned_away) = state.server.connections();
     registry.register_collector(Box::new(Numbers {
         status: state.server.status(),
+        // a master that doesn't lead knows none
+        nodes: state.server.nodes().unwrap_or_default(),
         start_unix_ms: state.start_unix_ms,
         connections: [("clients", clients), ("strangers", strangers)],
         turned_away,
@@ -28,6 +30,7 @@ pub(super) fn render(state: &AdminState) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Numbers {
     status: Status,
+    nodes: Vec<NodeStatus>,
     start_unix_ms: u64,
     connections: [(&'static str, u64); 2],
     turned_away: u64,
@@ -100,6 +103,7 @@ impl Collector for Numbers {
             self.turned_away,
         )?;
         self.tenants(&mut writer)?;
+        self.drains(&mut writer)?;
         for (name, value) in &status.counters {
             let help = format!("Events: {}", name.replace('_', " "));
             writer.counter(name, &help, None, *value)?;
@@ -110,8 +114,48 @@ impl Collector for Numbers {
 
 /// Takes one number of a tenant.
 type Level = fn(&TenantStatus) -> u64;
+/// Takes one number of a node that is being emptied.
+type DrainLevel = fn(&NodeStatus, &DrainProgress) -> u64;
 
 impl Numbers {
+    fn drains(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let levels: [(&str, &str, DrainLevel); 4] = [
+            (
+                "drain_replicas",
+                "Replicas left on a node that is being emptied",
+                |node, _| node.replicas,
+            ),
+            (
+                "drain_moved_objects",
+                "Objects copied from a node that is being emptied",
+                |_, drain| drain.moved_objects,
+            ),
+            (
+                "drain_moving_objects",
+                "Objects being copied from a node that is being emptied",
+                |_, drain| drain.moving_objects,
+            ),
+            (
+                "drain_unplaced_objects",
+                "Objects on a node that is being emptied that fit on no other",
+                |_, drain| drain.unplaced_objects,
+            ),
+        ];
+        let drained = || {
+            let nodes = self.nodes.iter();
+            nodes.filter_map(|node| Some((node, node.drain.as_ref()?)))
+        };
+        if drained().next().is_none() {
+            return Ok(());
+        }
+        for (name, help, level) in levels {
+            let samples =
+                drained().map(|(node, drain)| ([("node", node.node.as_str())], level(node, drain) as f64));
+            writer.gauges(name, help, None, samples)?;
+        }
+        Ok(())
+    }
+
     fn tenants(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let bytes = Some(&Unit::Bytes);
         let levels: [(&str, &str, Option<&Unit>, Level); 3] = [

@@ -10,7 +10,7 @@ use super::node::{FakeNode, put};
 use super::process::Master;
 use super::{client, key, settings, soon, until};
 
-fn master(etcd: &Etcd) -> Master {
+pub fn master(etcd: &Etcd) -> Master {
     master_of(&etcd.address)
 }
 
@@ -34,7 +34,7 @@ fn leads(master: &Master) -> bool {
 }
 
 /// Waits for a leader; returns its index.
-fn leader(masters: &[&Master]) -> usize {
+pub fn leader(masters: &[&Master]) -> usize {
     let mut found = 0;
     until("a leader", || {
         let leading: Vec<usize> = (0..masters.len())
@@ -49,7 +49,7 @@ fn leader(masters: &[&Master]) -> usize {
     found
 }
 
-fn epoch(client: &MasterClient) -> u64 {
+pub fn epoch(client: &MasterClient) -> u64 {
     let mut epoch = 0;
     until("the leader's epoch", || {
         let status = client.status(soon()).unwrap();

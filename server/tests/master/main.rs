@@ -7,6 +7,8 @@
 )] // tests, helpers included
 
 mod certificates;
+mod daemons;
+mod drains;
 mod etcd;
 mod failover;
 mod member;

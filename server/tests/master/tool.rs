@@ -70,9 +70,11 @@ fn the_pool_is_shown_and_drained() {
     until("an empty node", || {
         json(&["stat"])["objects"] == 0 && json(&["segments"])[0]["replicas"] == 0
     });
-    assert_eq!(json(&["segments"])[0]["state"], "draining");
+    until("a free node", || json(&["segments"])[0]["state"] == "drained");
+    assert_eq!(json(&["segments"])[0]["drain"]["moved_objects"], 0);
     json(&["drain", "ab", "--undo"]);
     assert_eq!(json(&["segments"])[0]["state"], "ready");
+    assert_eq!(json(&["segments"])[0]["drain"], Value::Null);
 
     let text = kvstored(&["ctl", "pool", "segments", "--token-file", token])
         .env("MOONCAKE_MASTER", &master.address)

@@ -46,6 +46,8 @@ pub struct Location {
     pub control: Arc<str>,
     /// Where the node's transfer engine listens, `host:port`.
     pub engine: Arc<str>,
+    /// The put that wrote it, or is to: a copy that was made later has one of its own.
+    pub put: u64,
     /// Where it begins in the node's segment.
     pub offset: u64,
     /// What the node wants to see before it grants the right to write; empty except in a [`Ticket`].
@@ -55,7 +57,7 @@ pub struct Location {
 /// An object as a master knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The put that wrote it. Never given out twice on a node, so it's the ranges' epoch.
+    /// The put that wrote it. What its replicas are asked for by is each location's own.
     pub put: u64,
     /// Bytes.
     pub length: u64,
@@ -193,6 +195,49 @@ pub struct Orders {
     pub draining: Option<bool>,
 }
 
+/// A replica for its node to copy to another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The object's whole key.
+    pub key: Box<[u8]>,
+    /// The put that wrote the replica.
+    pub from_put: u64,
+    /// Bytes.
+    pub length: u64,
+    /// CRC-64/NVME of the bytes.
+    pub checksum: u64,
+    /// The put that writes the copy: it's ended or revoked as any other is.
+    pub ticket: Ticket,
+}
+
+/// What a node that is being emptied is to copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// The copies to make.
+    pub moves: Vec<Move>,
+    /// When to ask again, from when they are done.
+    pub wait: Duration,
+}
+
+/// How far the emptying of a node is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DrainProgress {
+    /// Objects copied to other nodes since it began, as far as this master knows.
+    pub moved_objects: u64,
+    /// Bytes of them.
+    pub moved_bytes: u64,
+    /// Objects being copied.
+    pub moving_objects: u64,
+    /// Replicas here that have a copy elsewhere, and go when their leases are over.
+    pub leaving_replicas: u64,
+    /// Objects that fitted on no other node when they were looked at last.
+    pub unplaced_objects: u64,
+    /// Bytes of them.
+    pub unplaced_bytes: u64,
+    /// How often all objects here have been looked at.
+    pub passes: u64,
+}
+
 /// A node as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NodeStatus {
@@ -204,7 +249,7 @@ pub struct NodeStatus {
     pub control: String,
     /// Where its transfer engine listens.
     pub engine: String,
-    /// `announcing`, `ready`, `suspect` or `draining`.
+    /// `announcing`, `ready`, `suspect`, `draining` or `drained`.
     pub state: String,
     /// Bytes that it lends.
     pub segment_bytes: u64,
@@ -216,6 +261,8 @@ pub struct NodeStatus {
     pub replicas: u64,
     /// How long it has been silent, in milliseconds.
     pub silent_ms: u64,
+    /// How far its emptying is; `None` while it's in use.
+    pub drain: Option<DrainProgress>,
 }
 
 /// An object as operators see it.
@@ -289,10 +336,25 @@ pub struct Status {
 }
 
 /// What is left on a node that is being emptied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Drained {
     /// Replicas.
     pub replicas: u64,
     /// Bytes, those that the node hasn't confirmed as released included.
     pub used_bytes: u64,
+    /// How far it is.
+    pub progress: DrainProgress,
+}
+
+impl Drained {
+    /// Whether nothing more will be copied: all that is left has a copy elsewhere, or fitted nowhere when it was looked at
+    /// since that earlier answer.
+    pub fn is_settled(&self, since: &Self) -> bool {
+        let progress = &self.progress;
+        let copied = progress.leaving_replicas;
+        // the pass that was under way then may have begun before there was room
+        let looked_at = progress.passes >= since.progress.passes + 2;
+        progress.moving_objects == 0
+            && (self.replicas <= copied || (looked_at && self.replicas <= copied + progress.unplaced_objects))
+    }
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::Result;
 use kvstored_master::{
-    Finished, Found, Holding, Lender, Location, Mounted, NewObject, NodeId, ObjectPage, Orders, PutOptions,
-    Ticket,
+    Drained, Finished, Found, Holding, Lender, Location, Mounted, Moves, NewObject, NodeId, ObjectPage,
+    Orders, PutOptions, Ticket,
 };
 
 /// A master. Every call has a deadline; `Unavailable` and `TimedOut` mean that none could be reached.
@@ -39,8 +39,9 @@ pub trait Directory: Send + Sync + 'static {
     /// Objects, page by page: from the beginning with 0, then from each page's `next`.
     fn list(&self, after: u64, limit: u32, deadline: Instant) -> Result<ObjectPage>;
 
-    /// The nodes that lend memory; offsets and tokens mean nothing.
-    fn nodes(&self, deadline: Instant) -> Result<Vec<Location>>;
+    /// The nodes that lend memory, and whether those are all: a master that has just begun to lead may not know of some yet.
+    /// Puts, offsets and tokens mean nothing.
+    fn nodes(&self, deadline: Instant) -> Result<(Vec<Location>, bool)>;
 
     /// Whether a master answers.
     fn ping(&self, deadline: Instant) -> Result<()>;
@@ -61,6 +62,12 @@ pub trait Directory: Send + Sync + 'static {
         wait: Duration,
         deadline: Instant,
     ) -> Result<Orders>;
+
+    /// What a node that is being emptied is to copy where. The copies are puts, ended or revoked like others.
+    fn start_moves(&self, node: &NodeId, epoch: u64, avoid: &[NodeId], deadline: Instant) -> Result<Moves>;
+
+    /// Has a node emptied by copying what it holds, if that hasn't begun; how far it is.
+    fn drain(&self, node: &NodeId, deadline: Instant) -> Result<Drained>;
 
     /// A node takes its memory back.
     fn unmount(&self, node: &NodeId, deadline: Instant) -> Result<()>;

@@ -7,8 +7,8 @@ use kvstored_core::{Result, Runtime};
 use kvstored_master::client::ClientSettings;
 use kvstored_master::client::blocking::MasterClient;
 use kvstored_master::{
-    Finished, Found, Holding, Lender, Location, Mounted, NewObject, NodeId, NodeStatus, ObjectPage, Orders,
-    PutOptions, Ticket,
+    Drained, Finished, Found, Holding, Lender, Location, Mounted, Moves, NewObject, NodeId, NodeStatus,
+    ObjectPage, Orders, PutOptions, Ticket,
 };
 
 use crate::directory::Directory;
@@ -73,9 +73,9 @@ impl Directory for MasterDirectory {
         self.client.objects(after, limit, None, deadline)
     }
 
-    fn nodes(&self, deadline: Instant) -> Result<Vec<Location>> {
-        let nodes = self.client.nodes(deadline)?;
-        Ok(nodes.iter().filter_map(location_of).collect())
+    fn nodes(&self, deadline: Instant) -> Result<(Vec<Location>, bool)> {
+        let (nodes, all) = self.client.known_nodes(deadline)?;
+        Ok((nodes.iter().filter_map(location_of).collect(), all))
     }
 
     fn ping(&self, deadline: Instant) -> Result<()> {
@@ -101,6 +101,14 @@ impl Directory for MasterDirectory {
         self.node_side.heartbeat(node, epoch, released, wait, deadline)
     }
 
+    fn start_moves(&self, node: &NodeId, epoch: u64, avoid: &[NodeId], deadline: Instant) -> Result<Moves> {
+        self.client.start_moves(node, epoch, avoid, deadline)
+    }
+
+    fn drain(&self, node: &NodeId, deadline: Instant) -> Result<Drained> {
+        self.client.drain(node, false, false, deadline)
+    }
+
     fn unmount(&self, node: &NodeId, deadline: Instant) -> Result<()> {
         self.node_side.unmount(node, deadline)
     }
@@ -120,6 +128,7 @@ fn location_of(status: &NodeStatus) -> Option<Location> {
         node,
         control: status.control.as_str().into(),
         engine: status.engine.as_str().into(),
+        put: 0,
         offset: 0,
         token: Box::default(),
     })

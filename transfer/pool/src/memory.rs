@@ -148,7 +148,17 @@ impl Registry {
         Ok(piece)
     }
 
+    /// Takes memory in that its owner unregisters: the owner must outlive all use of this registry, or keep it from being
+    /// used.
+    pub fn adopt(&self, memory: Arc<Memory>) -> Result<()> {
+        self.insert_shared(memory)
+    }
+
     fn insert(&self, memory: Memory) -> Result<()> {
+        self.insert_shared(Arc::new(memory))
+    }
+
+    fn insert_shared(&self, memory: Arc<Memory>) -> Result<()> {
         let mut all = self.by_address.write();
         let end = memory.base + memory.length;
         let overlaps = all
@@ -161,7 +171,7 @@ impl Registry {
                 "the memory is registered already",
             ));
         }
-        all.insert(memory.base, Arc::new(memory));
+        all.insert(memory.base, memory);
         Ok(())
     }
 

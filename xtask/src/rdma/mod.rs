@@ -59,7 +59,7 @@ enum GuestKind {
     Tests,
 }
 
-const GUESTS: [Guest; 2] = [
+const GUESTS: [Guest; 3] = [
     Guest {
         package: "kvstored-verbs",
         kind: GuestKind::Example("soft-roce"),
@@ -67,6 +67,11 @@ const GUESTS: [Guest; 2] = [
     },
     Guest {
         package: "kvstored-transfer",
+        kind: GuestKind::Tests,
+        arguments: "over_rdma --ignored --test-threads=1",
+    },
+    Guest {
+        package: "kvstored-pool",
         kind: GuestKind::Tests,
         arguments: "over_rdma --ignored --test-threads=1",
     },

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvstored_core::{Error, Result, Runtime};
 use kvstored_master::client::{ClientSettings as MasterSettings, ClientTls};
@@ -49,7 +50,11 @@ pub(super) fn open_pool(settings: &PoolSettings, runtime: &Runtime) -> Result<Ar
     };
     let directory = MasterDirectory::new(masters, runtime.clone())?;
     let client = membership.join(directory, runtime.clone())?;
-    PoolTier::start(&TierSettings::default(), client, runtime)
+    let tier = TierSettings {
+        drain_timeout: Duration::from_millis(settings.drain_timeout_ms),
+        ..TierSettings::default()
+    };
+    PoolTier::start(&tier, client, runtime)
 }
 
 /// A token as people keep it: a line in a file.

@@ -219,6 +219,10 @@ pub struct ServeOptions {
     /// How long an operation or another call of a plugin may take, in milliseconds [default: 5000]
     #[arg(long, value_name = "MS")]
     pub plugin_timeout_ms: Option<u64>,
+    /// How long copying what this process lends to other nodes of the pool may take when the daemon is told to stop, in
+    /// milliseconds; 0 for not copying [default: 0]
+    #[arg(long, value_name = "MS")]
+    pub pool_drain_timeout_ms: Option<u64>,
 
     /// How long a drain may take when the daemon is told to stop, in milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
@@ -320,6 +324,7 @@ impl ServeOptions {
             plugin_directory: self.plugin_directory.or(below.plugin_directory),
             plugin_setting: merged_settings(self.plugin_setting, below.plugin_setting),
             plugin_timeout_ms: self.plugin_timeout_ms.or(below.plugin_timeout_ms),
+            pool_drain_timeout_ms: self.pool_drain_timeout_ms.or(below.pool_drain_timeout_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(below.drain_timeout_ms),
             log_format: self.log_format.or(below.log_format),
             log_level: self.log_level.or(below.log_level),

@@ -17,6 +17,8 @@ use super::validate::Check;
 const MOST_FILE_BYTES: u64 = 1 << 20;
 /// Most copies of one block.
 const MOST_REPLICAS: u64 = 16;
+/// The longest that a daemon may go on for its lent memory's sake.
+const MOST_DRAIN_MS: u64 = 3_600_000;
 
 /// How this process takes part in a pool. Plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub struct PoolSettings {
     pub replicas: u32,
     /// Transports in the order in which they are tried; empty takes whichever work.
     pub transports: Vec<TransportKind>,
+    /// How long copying what it lends to other nodes may take at the end, in milliseconds; 0 for not copying.
+    pub drain_timeout_ms: u64,
 }
 
 /// mooncake.json, as its deployments have it. Unknown keys are left alone.
@@ -107,6 +111,8 @@ impl PoolSettings {
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let replicas = options.pool_replicas.unwrap_or(1);
         check.range("pool_replicas", u64::from(replicas), 1, MOST_REPLICAS);
+        let drain_timeout_ms = options.pool_drain_timeout_ms.unwrap_or(0);
+        check.range("pool_drain_timeout_ms", drain_timeout_ms, 0, MOST_DRAIN_MS);
         let tls = Self::tls(options, check);
         if !listen.ip().is_loopback() && (tls.is_none() || options.pool_token_file.is_none()) {
             check.wrong(
@@ -123,6 +129,7 @@ impl PoolSettings {
             tls,
             replicas,
             transports: Self::transports(options, &file, check, notes),
+            drain_timeout_ms,
         })
     }
 
@@ -221,6 +228,7 @@ impl PoolSettings {
             ("pool_listen", options.pool_listen.is_some()),
             ("pool_replicas", options.pool_replicas.is_some()),
             ("pool_transports", options.pool_transports.is_some()),
+            ("pool_drain_timeout_ms", options.pool_drain_timeout_ms.is_some()),
         ];
         for (key, _) in given.iter().filter(|(_, given)| *given) {
             notes.push(format!(
@@ -257,6 +265,7 @@ impl PoolSettings {
                     transports.join(",")
                 },
             ),
+            ("pool_drain_timeout_ms", self.drain_timeout_ms.to_string()),
         ]
     }
 }
@@ -355,6 +364,15 @@ mod tests {
             (
                 vec!["--pool-master-address", "a:1", "--pool-replicas", "0"],
                 "pool_replicas",
+            ),
+            (
+                vec![
+                    "--pool-master-address",
+                    "a:1",
+                    "--pool-drain-timeout-ms",
+                    "3600001",
+                ],
+                "pool_drain_timeout_ms",
             ),
             (
                 vec!["--pool-master-address", "a:1", "--pool-tls-key", "k"],

@@ -48,8 +48,8 @@ pub(super) enum Command {
     Ls(list::Arguments),
     /// Nodes that lend memory
     Segments,
-    /// Empty a node, so that it can be taken away. Objects are not moved: those with a copy elsewhere lose the one here,
-    /// the others stay until they are evicted, or go with --evict as their leases and pins run out
+    /// Empty a node, so that it can be taken away: it copies what it holds to other nodes. Objects for which there is no
+    /// room stay there; --evict takes everything away without copies
     Drain(drain::Arguments),
 }
 

@@ -1,6 +1,7 @@
 //! `kvstored ctl pool drain`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kvstored_core::size::format_bytes;
 use kvstored_core::{Error, ErrorKind, Result};
@@ -9,6 +10,9 @@ use kvstored_master::{Drained, NodeId, NodeStatus, parse_node};
 use super::Context;
 use crate::output::{emit, emit_json};
 
+/// How often a drain that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Arguments of `kvstored ctl pool drain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
@@ -16,11 +20,17 @@ pub struct Arguments {
     #[arg(value_name = "NODE")]
     node: String,
 
-    /// Take away also objects that have no copy elsewhere, as leases and pins run out: they are lost to the pool
+    /// Copy nothing, and take away also objects that have no copy elsewhere, as leases and pins run out: they are lost to
+    /// the pool
     #[arg(long)]
     evict: bool,
 
-    /// Use the node again
+    /// Wait until the node is empty, or nothing more can be copied, at most so long; if something is left then, the exit
+    /// code is 1
+    #[arg(long, value_name = "SECONDS", conflicts_with = "undo")]
+    wait: Option<u64>,
+
+    /// Use the node again; what was copied stays where it is
     #[arg(long, conflicts_with = "evict")]
     undo: bool,
 }
@@ -28,23 +38,50 @@ pub struct Arguments {
 pub fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let nodes = context.client.nodes(context.deadline())?;
     let node = find(&arguments.node, &nodes)?;
-    let drained = context
-        .client
-        .drain(&node, arguments.evict, arguments.undo, context.deadline())?;
+    let drain = || {
+        let deadline = context.deadline();
+        context
+            .client
+            .drain(&node, arguments.evict, arguments.undo, deadline)
+    };
+    let first = drain()?;
+    let mut drained = first;
+    if let Some(seconds) = arguments.wait {
+        let until = context.runtime.deadline(Duration::from_secs(seconds));
+        // what leaves goes by itself when its leases are over
+        let goes_on =
+            |drained: &Drained| !drained.is_settled(&first) || drained.progress.leaving_replicas > 0;
+        while drained.replicas > 0 && goes_on(&drained) && context.runtime.clock.now() < until {
+            std::thread::park_timeout(LOOK);
+            drained = drain()?;
+        }
+    }
     if context.json {
         emit_json(&drained)?;
     } else {
         emit(&text(arguments, drained))?;
     }
-    Ok(ExitCode::SUCCESS)
+    let left = arguments.wait.is_some() && drained.replicas > 0;
+    Ok(if left {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn text(arguments: &Arguments, drained: Drained) -> String {
     if arguments.undo {
         return "the node is used again\n".to_owned();
     }
+    let unplaced = match drained.progress.unplaced_objects {
+        0 => String::new(),
+        objects => format!(
+            "; {objects} objects, {}, fit on no other node",
+            format_bytes(drained.progress.unplaced_bytes)
+        ),
+    };
     format!(
-        "nothing more is placed on the node; {} replicas, {}, are left there\n",
+        "nothing more is placed on the node; {} replicas, {}, are left there{unplaced}\n",
         drained.replicas,
         format_bytes(drained.used_bytes)
     )
@@ -92,6 +129,7 @@ mod tests {
             quarantined_bytes: 0,
             replicas: 0,
             silent_ms: 0,
+            drain: None,
         }
     }
 

@@ -11,8 +11,8 @@ use kvstored_core::{Error, Result, Runtime};
 
 use super::ClientSettings;
 use crate::types::{
-    Drained, Finished, Found, Holding, Lender, Mounted, NewObject, NodeId, NodeStatus, ObjectPage, Orders,
-    PutOptions, Status, Ticket,
+    Drained, Finished, Found, Holding, Lender, Mounted, Moves, NewObject, NodeId, NodeStatus, ObjectPage,
+    Orders, PutOptions, Status, Ticket,
 };
 
 /// See [`super::MasterClient`], whose calls these are. Must not be called from inside an asynchronous executor.
@@ -55,10 +55,14 @@ calls! {
     announce(node: &NodeId, epoch: u64, holdings: &[Holding]) -> ();
     /// A node shows that it's alive, confirms ranges as free, and takes orders.
     heartbeat(node: &NodeId, epoch: u64, released: &[u64], wait: Duration) -> Orders;
+    /// What a node that is being emptied is to copy where.
+    start_moves(node: &NodeId, epoch: u64, avoid: &[NodeId]) -> Moves;
     /// A node takes its memory back.
     unmount(node: &NodeId) -> ();
     /// The nodes.
     nodes() -> Vec<NodeStatus>;
+    /// The nodes, and whether those are all.
+    known_nodes() -> (Vec<NodeStatus>, bool);
     /// A page of objects.
     objects(after: u64, limit: u32, tenant: Option<&str>) -> ObjectPage;
     /// Empties a node.

@@ -6,7 +6,7 @@ use kvstored_core::Result;
 
 use super::MasterClient;
 use super::calls::Patience;
-use crate::types::{Holding, Lender, MAX_ITEMS, Mounted, NodeId, Orders};
+use crate::types::{Holding, Lender, MAX_ITEMS, Mounted, Moves, NodeId, Orders};
 use crate::wire::{self, id_bytes, millis, proto};
 
 /// Bytes of keys in one part of an announcement.
@@ -92,6 +92,28 @@ impl MasterClient {
             })
             .await?;
         Ok(wire::to_orders(answer))
+    }
+
+    /// What a node that is being emptied is to copy where. Fails with `NotFound` when it must mount again.
+    pub async fn start_moves(
+        &self,
+        node: &NodeId,
+        epoch: u64,
+        avoid: &[NodeId],
+        deadline: Instant,
+    ) -> Result<Moves> {
+        let message = proto::MoveStartRequest {
+            node: id_bytes(node),
+            master_epoch: epoch,
+            avoid: avoid.iter().map(id_bytes).collect(),
+        };
+        let answer = self
+            .calls
+            .call(message, always(deadline), |mut client, request| async move {
+                client.move_start(request).await
+            })
+            .await?;
+        wire::to_moves(answer)
     }
 
     /// A node takes its memory back.

@@ -12,6 +12,12 @@ use crate::wire::{self, id_bytes, proto};
 impl MasterClient {
     /// The nodes.
     pub async fn nodes(&self, deadline: Instant) -> Result<Vec<NodeStatus>> {
+        let (nodes, _) = self.known_nodes(deadline).await?;
+        Ok(nodes)
+    }
+
+    /// The nodes, and whether those are all: a master that has just begun to lead learns of them one by one.
+    pub async fn known_nodes(&self, deadline: Instant) -> Result<(Vec<NodeStatus>, bool)> {
         let answer = self
             .calls
             .call(
@@ -20,7 +26,8 @@ impl MasterClient {
                 |mut client, request| async move { client.list_nodes(request).await },
             )
             .await?;
-        answer.nodes.into_iter().map(wire::to_node_status).collect()
+        let nodes = answer.nodes.into_iter().map(wire::to_node_status);
+        Ok((nodes.collect::<Result<_>>()?, !answer.recovering))
     }
 
     /// A page of objects, from a position on that begins at 0.
@@ -47,8 +54,8 @@ impl MasterClient {
         wire::to_page(answer)
     }
 
-    /// Empties a node: nothing more is placed there, and replicas go that have copies elsewhere; with `evict`, all go as
-    /// their leases and pins run out. `undo` ends it. Fails with `NotFound`.
+    /// Empties a node: nothing more is placed there, and it copies what it holds to others; with `evict` nothing is copied,
+    /// and all goes as leases and pins run out. `undo` ends it. Fails with `NotFound`.
     pub async fn drain(&self, node: &NodeId, evict: bool, undo: bool, deadline: Instant) -> Result<Drained> {
         let message = proto::DrainRequest {
             node: id_bytes(node),
@@ -63,9 +70,6 @@ impl MasterClient {
                 |mut client, request| async move { client.drain(request).await },
             )
             .await?;
-        Ok(Drained {
-            replicas: answer.replicas,
-            used_bytes: answer.used_bytes,
-        })
+        Ok(wire::to_drained(answer))
     }
 }

@@ -33,9 +33,12 @@ pub struct Location {
     /// Where the range begins in the node's segment.
     #[prost(uint64, tag = "2")]
     pub offset: u64,
-    /// What the node wants to see before it grants the right to write; only in answers to PutStart.
+    /// What the node wants to see before it grants the right to write; only in answers to PutStart and MoveStart.
     #[prost(bytes = "bytes", tag = "3")]
     pub token: ::prost::bytes::Bytes,
+    /// The put that wrote this replica, where it isn't the one that the answer names: a copy has a put of its own.
+    #[prost(uint64, tag = "4")]
+    pub put: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -348,6 +351,47 @@ pub struct HeartbeatResponse {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveStartRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    /// The epoch of the mount.
+    #[prost(uint64, tag = "2")]
+    pub master_epoch: u64,
+    /// Nodes that didn't answer lately.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub avoid: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// A replica to copy to another node.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Move {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    /// The put that wrote the replica.
+    #[prost(uint64, tag = "2")]
+    pub from_put: u64,
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+    /// CRC-64/NVME of the bytes.
+    #[prost(uint64, tag = "4")]
+    pub checksum: u64,
+    /// The put that writes the copy.
+    #[prost(message, optional, tag = "5")]
+    pub ticket: ::core::option::Option<Ticket>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MoveStartResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeAddress>,
+    #[prost(message, repeated, tag = "2")]
+    pub moves: ::prost::alloc::vec::Vec<Move>,
+    /// When to ask again, from when these are done, in milliseconds.
+    #[prost(uint32, tag = "3")]
+    pub wait_ms: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnmountRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub node: ::prost::bytes::Bytes,
@@ -425,7 +469,7 @@ pub struct NodeStatus {
     pub control: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub engine: ::prost::alloc::string::String,
-    /// "announcing", "ready", "suspect", "draining".
+    /// "announcing", "ready", "suspect", "draining", "drained".
     #[prost(string, tag = "5")]
     pub state: ::prost::alloc::string::String,
     #[prost(uint64, tag = "6")]
@@ -438,12 +482,42 @@ pub struct NodeStatus {
     pub replicas: u64,
     #[prost(uint64, tag = "10")]
     pub silent_ms: u64,
+    /// Only of a node that is being emptied.
+    #[prost(message, optional, tag = "11")]
+    pub drain: ::core::option::Option<DrainProgress>,
+}
+/// How far the emptying of a node is.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainProgress {
+    /// Copied to other nodes since it began, as far as this master knows.
+    #[prost(uint64, tag = "1")]
+    pub moved_objects: u64,
+    #[prost(uint64, tag = "2")]
+    pub moved_bytes: u64,
+    /// Being copied.
+    #[prost(uint64, tag = "3")]
+    pub moving_objects: u64,
+    /// Replicas here that have a copy elsewhere, and go when their leases are over.
+    #[prost(uint64, tag = "4")]
+    pub leaving_replicas: u64,
+    /// Objects that fitted on no other node when they were looked at last.
+    #[prost(uint64, tag = "5")]
+    pub unplaced_objects: u64,
+    #[prost(uint64, tag = "6")]
+    pub unplaced_bytes: u64,
+    /// How often all objects here have been looked at.
+    #[prost(uint64, tag = "7")]
+    pub passes: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListNodesResponse {
     #[prost(message, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<NodeStatus>,
+    /// Nodes may be missing whose announcement hasn't come yet.
+    #[prost(bool, tag = "2")]
+    pub recovering: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -489,7 +563,7 @@ pub struct DrainRequest {
     /// 16 bytes.
     #[prost(bytes = "bytes", tag = "1")]
     pub node: ::prost::bytes::Bytes,
-    /// Take the node's objects away as soon as their leases and pins run out, copies or not.
+    /// Copy nothing: take the node's objects away as soon as their leases and pins run out, copies or not.
     #[prost(bool, tag = "2")]
     pub evict: bool,
     /// Allocate there again.
@@ -504,6 +578,8 @@ pub struct DrainResponse {
     pub replicas: u64,
     #[prost(uint64, tag = "2")]
     pub used_bytes: u64,
+    #[prost(message, optional, tag = "3")]
+    pub progress: ::core::option::Option<DrainProgress>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -774,6 +850,23 @@ pub mod master_client {
                 .insert(GrpcMethod::new("kvstored.master.v1.Master", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
+        /// A node that is being emptied asks which of its objects to copy where. The copies are puts: the node writes them as any
+        /// client does, and ends or revokes them by their numbers.
+        pub async fn move_start(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveStartRequest>,
+        ) -> std::result::Result<tonic::Response<super::MoveStartResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kvstored.master.v1.Master/MoveStart");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kvstored.master.v1.Master", "MoveStart"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A node takes its memory back.
         pub async fn unmount(
             &mut self,
@@ -838,7 +931,7 @@ pub mod master_client {
                 .insert(GrpcMethod::new("kvstored.master.v1.Master", "ListObjects"));
             self.inner.unary(req, path, codec).await
         }
-        /// Empties a node, so that it can go without losing anything that is in use.
+        /// Empties a node: nothing more is placed there, and it copies what it holds to others.
         pub async fn drain(
             &mut self,
             request: impl tonic::IntoRequest<super::DrainRequest>,
@@ -919,6 +1012,12 @@ pub mod master_server {
             &self,
             request: tonic::Request<super::HeartbeatRequest>,
         ) -> std::result::Result<tonic::Response<super::HeartbeatResponse>, tonic::Status>;
+        /// A node that is being emptied asks which of its objects to copy where. The copies are puts: the node writes them as any
+        /// client does, and ends or revokes them by their numbers.
+        async fn move_start(
+            &self,
+            request: tonic::Request<super::MoveStartRequest>,
+        ) -> std::result::Result<tonic::Response<super::MoveStartResponse>, tonic::Status>;
         /// A node takes its memory back.
         async fn unmount(
             &self,
@@ -939,7 +1038,7 @@ pub mod master_server {
             &self,
             request: tonic::Request<super::ListObjectsRequest>,
         ) -> std::result::Result<tonic::Response<super::ListObjectsResponse>, tonic::Status>;
-        /// Empties a node, so that it can go without losing anything that is in use.
+        /// Empties a node: nothing more is placed there, and it copies what it holds to others.
         async fn drain(
             &self,
             request: tonic::Request<super::DrainRequest>,
@@ -1340,6 +1439,40 @@ pub mod master_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HeartbeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvstored.master.v1.Master/MoveStart" => {
+                    #[allow(non_camel_case_types)]
+                    struct MoveStartSvc<T: Master>(pub Arc<T>);
+                    impl<T: Master> tonic::server::UnaryService<super::MoveStartRequest> for MoveStartSvc<T> {
+                        type Response = super::MoveStartResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::MoveStartRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Master>::move_start(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MoveStartSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

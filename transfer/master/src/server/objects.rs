@@ -63,10 +63,7 @@ pub(super) async fn put_start(
         .map(|outcome| {
             let missing = || Err(Error::internal("a put without an outcome"));
             let outcome = match outcome.unwrap_or_else(missing) {
-                Ok(ticket) => proto::put_started::Outcome::Ticket(proto::Ticket {
-                    put: ticket.put,
-                    locations: nodes.locations(ticket.locations),
-                }),
+                Ok(ticket) => proto::put_started::Outcome::Ticket(nodes.ticket(ticket)),
                 Err(error) => proto::put_started::Outcome::Failure(wire::failure(&error)),
             };
             proto::PutStarted {
@@ -181,7 +178,7 @@ pub(super) fn get(core: &Core, request: &proto::GetRequest) -> Result<proto::Get
                     length: found.length,
                     checksum: found.checksum,
                     lease_ms: millis(found.lease),
-                    locations: nodes.locations(found.locations),
+                    locations: nodes.locations(found.locations, found.put),
                 }),
                 Err(error) => proto::get_item::Outcome::Failure(wire::failure(&error)),
             };
@@ -223,7 +220,8 @@ pub(super) async fn remove(
     for part in request.keys.chunks(PART) {
         core.with(|state, now| {
             for key in part {
-                let outcome = state.remove(key, request.force, now).map(|put| ending.push(put));
+                let outcome = state.remove(key, request.force, now);
+                let outcome = outcome.map(|puts| ending.extend(puts));
                 items.push(wire::to_failure(&outcome));
             }
         })?;

@@ -171,6 +171,24 @@ impl Master for Service {
         answer(orders.map(wire::from_orders))
     }
 
+    async fn move_start(
+        &self,
+        request: Request<proto::MoveStartRequest>,
+    ) -> Answer<proto::MoveStartResponse> {
+        let _place = self.place().await.map_err(stopping)?;
+        let request = request.get_ref();
+        let node = named(&request.node)?;
+        let avoid = objects::check_batch(request.avoid.len()).and_then(|()| {
+            let avoid = request.avoid.iter().map(|id| node_id(id));
+            avoid.collect::<Result<Vec<NodeId>>>()
+        });
+        let avoid = avoid.map_err(|error| wire::to_status(&error))?;
+        let moves = self
+            .core
+            .with(|state, now| state.start_moves(&node, request.master_epoch, &avoid, now));
+        answer(moves.and_then(|moves| Ok(wire::from_moves(moves?))))
+    }
+
     async fn unmount(&self, request: Request<proto::UnmountRequest>) -> Answer<proto::UnmountResponse> {
         let _place = self.place().await.map_err(stopping)?;
         let node = named(&request.get_ref().node)?;
@@ -184,9 +202,12 @@ impl Master for Service {
 
     async fn list_nodes(&self, _: Request<proto::ListNodesRequest>) -> Answer<proto::ListNodesResponse> {
         let _place = self.place().await.map_err(stopping)?;
-        let nodes = self.core.with(|state, now| state.node_statuses(now));
-        answer(nodes.map(|nodes| {
+        let nodes = self
+            .core
+            .with(|state, now| (state.node_statuses(now), state.is_recovering(now)));
+        answer(nodes.map(|(nodes, recovering)| {
             proto::ListNodesResponse {
+                recovering,
                 nodes: nodes
                     .into_iter()
                     .map(|(id, node)| wire::from_node_status(node, &id))
@@ -215,12 +236,6 @@ impl Master for Service {
         let drained = self
             .core
             .with(|state, now| state.drain(&node, request.evict, request.undo, now));
-        answer(drained.and_then(|done| {
-            let done = done?;
-            Ok(proto::DrainResponse {
-                replicas: done.replicas,
-                used_bytes: done.used_bytes,
-            })
-        }))
+        answer(drained.and_then(|done| Ok(wire::from_drained(done?))))
     }
 }

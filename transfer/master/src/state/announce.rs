@@ -70,10 +70,7 @@ impl State {
         if holding.put == 0 || holding.put >= MAX_PUT || holding.length == 0 {
             return wrong("an announced range that no master gave out");
         }
-        let replica = Replica {
-            node: number,
-            offset: holding.offset,
-        };
+        let replica = Replica::new(number, holding.offset, holding.put);
         let Some(node) = self.node(number) else {
             return Err(Error::internal("a node without a place"));
         };
@@ -88,7 +85,9 @@ impl State {
         if let Some(slot) = node.puts.get(&holding.put).copied() {
             let object = self.objects.get(slot);
             let same = object.is_some_and(|object| {
-                object.on(number) == Some(replica)
+                object
+                    .on(number)
+                    .is_some_and(|known| (known.put, known.offset) == (holding.put, holding.offset))
                     && object.length == holding.length
                     && *object.key == *holding.key
             });
@@ -112,7 +111,7 @@ impl State {
         self.counters.announced_replicas += 1;
         if !self.admit(replica, tenant, holding, now) {
             self.counters.announced_conflicts += u64::from(holding.state != HoldingState::Releasing);
-            self.end_replica(holding.put, tenant, holding.length, replica);
+            self.end_replica(tenant, holding.length, replica);
         }
         Ok(())
     }
@@ -130,7 +129,14 @@ impl State {
         let Some(object) = self.objects.get(slot) else {
             return false;
         };
-        if object.put == holding.put {
+        // a copy has a put of its own, and the same bytes
+        let copy = sealed
+            && object.is_complete()
+            && (object.length, object.checksum) == (holding.length, holding.checksum);
+        if copy || object.put == holding.put || object.by_put(holding.put).is_some() {
+            if object.on(replica.node).is_some() {
+                return false;
+            }
             let matches = object.length == holding.length;
             let complete = object.is_complete();
             let same_bytes = object.checksum == holding.checksum;
@@ -138,19 +144,19 @@ impl State {
                 _ if !matches => false,
                 (true, true) => {
                     if same_bytes {
-                        self.attach(slot, holding.put, replica);
+                        self.attach(slot, replica);
                     }
                     same_bytes
                 }
                 (false, false) => {
-                    self.attach(slot, holding.put, replica);
+                    self.attach(slot, replica);
                     true
                 }
                 // where one node holds the descriptor, those that don't have failed
                 (false, true) => false,
                 (true, false) => {
                     let open = object.replicas.clone();
-                    self.attach(slot, holding.put, replica);
+                    self.attach(slot, replica);
                     self.detach(slot, &open);
                     self.complete(slot, holding.checksum, now);
                     self.lease(slot, now);
@@ -186,7 +192,7 @@ impl State {
             tenant.objects += 1;
         }
         self.discards.insert((until, slot));
-        self.attach(slot, holding.put, replica);
+        self.attach(slot, replica);
         if holding.state == HoldingState::Sealed {
             self.complete(slot, holding.checksum, now);
             self.lease(slot, now);

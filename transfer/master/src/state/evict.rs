@@ -8,6 +8,7 @@ use kvstored_core::{Error, ErrorKind, Result};
 
 use super::State;
 use super::node::Node;
+use super::object::Replica;
 use super::tenants::Tenant;
 use crate::types::PutOptions;
 
@@ -16,11 +17,13 @@ const MAX_EVICTED: usize = 16_384;
 
 impl State {
     /// Evicts objects of at least that many bytes, of one tenant or of all. Returns the bytes, which are less where
-    /// nothing more may go.
+    /// nothing more may go. Where it's not for a tenant's quota, objects are passed over whose bytes nobody could use: they
+    /// lie on nodes that are being emptied.
     pub(super) fn evict(&mut self, wanted: u64, tenant: Option<u32>, now: Instant) -> u64 {
         self.settle(now);
         let mut evicted = 0;
         let mut left = MAX_EVICTED;
+        let choosy = tenant.is_none() && !self.emptied.is_empty();
         for pinned in [false, true] {
             if pinned && !self.settings.allow_evict_soft_pinned {
                 break;
@@ -32,20 +35,25 @@ impl State {
                 .collect();
             let mut heads: BinaryHeap<Reverse<(u64, u32, u32)>> = numbers
                 .into_iter()
-                .filter_map(|number| self.coldest(number, pinned))
+                .filter_map(|number| self.coldest(number, pinned, 0))
                 .map(Reverse)
                 .collect();
             while evicted < wanted
                 && left > 0
-                && let Some(Reverse((_, number, slot))) = heads.pop()
+                && let Some(Reverse((stamp, number, slot))) = heads.pop()
             {
+                if choosy && !self.frees_room(slot) {
+                    left -= 1;
+                    heads.extend(self.coldest(number, pinned, stamp + 1).map(Reverse));
+                    continue;
+                }
                 let bytes = self.drop_object(slot);
                 evicted += bytes;
                 left -= 1;
                 self.counters.evicted_objects += 1;
                 self.counters.evicted_bytes += bytes;
                 self.counters.evicted_pinned_objects += u64::from(pinned);
-                heads.extend(self.coldest(number, pinned).map(Reverse));
+                heads.extend(self.coldest(number, pinned, stamp + 1).map(Reverse));
             }
         }
         evicted
@@ -53,9 +61,10 @@ impl State {
 
     /// Evicts down to below the watermark if another `bytes` go above it.
     pub(super) fn keep_below_watermark(&mut self, bytes: u64, now: Instant) {
-        let capacity = self.capacity_bytes as f64;
+        let (used, capacity) = self.usable();
+        let capacity = capacity as f64;
         let high = (self.settings.eviction_high_watermark_ratio * capacity) as u64;
-        let after = self.used_bytes.saturating_add(bytes);
+        let after = used.saturating_add(bytes);
         if after > high {
             let low = high.saturating_sub((self.settings.eviction_ratio * capacity) as u64);
             self.evict(after - low, None, now);
@@ -69,7 +78,7 @@ impl State {
         if !self.nodes.iter().flatten().any(helps) {
             return;
         }
-        let part = (self.settings.eviction_ratio * self.capacity_bytes as f64) as u64;
+        let part = (self.settings.eviction_ratio * self.usable().1 as f64) as u64;
         let wanted = bytes.max(part);
         // what is on its way back already counts, or every attempt that waits for it would evict as much again
         if self.quarantined_bytes < wanted {
@@ -115,12 +124,30 @@ impl State {
         Err(Error::new(ErrorKind::QuotaExceeded, message))
     }
 
-    /// The object of a tenant that goes first: its stamp, the tenant, its number.
-    fn coldest(&self, tenant: u32, pinned: bool) -> Option<(u64, u32, u32)> {
+    /// Bytes in use and lent, without those of nodes that are being emptied: nothing can be put there.
+    fn usable(&self) -> (u64, u64) {
+        let mut levels = (self.used_bytes, self.capacity_bytes);
+        for node in self.emptied.iter().filter_map(|number| self.node(*number)) {
+            levels.0 -= node.used_bytes();
+            levels.1 -= node.capacity;
+        }
+        levels
+    }
+
+    /// Whether something of an object lies where something else can be put.
+    fn frees_room(&self, slot: u32) -> bool {
+        let object = self.objects.get(slot);
+        let usable = |replica: &Replica| !self.emptied.contains(&replica.node);
+        object.is_some_and(|object| object.replicas.iter().any(usable))
+    }
+
+    /// The object of a tenant that goes first, of those with that stamp or a later one: its stamp, the tenant, its number.
+    fn coldest(&self, tenant: u32, pinned: bool, from: u64) -> Option<(u64, u32, u32)> {
         let one = self.tenants.get(tenant)?;
         let queue = if pinned { &one.pinned } else { &one.evictable };
         queue
-            .first_key_value()
+            .range(from..)
+            .next()
             .map(|(stamp, slot)| (*stamp, tenant, *slot))
     }
 }

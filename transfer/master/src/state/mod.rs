@@ -5,13 +5,16 @@
 //!
 //! - No two ranges of one segment overlap, and none is given out that its node hasn't confirmed as free.
 //! - An object that is leased, soft-pinned (with the exception that operators may allow) or incomplete isn't evicted.
-//! - A tenant's replicas never take more than its quota, but for what nodes announce.
+//! - A tenant's replicas never take more than its quota, but for what nodes announce, and for copies from nodes that are
+//!   being emptied: of a replica and its copy one counts.
 //! - Numbers of puts only grow, so that a range's put is its epoch.
 //!
 //! Nodes are the truth: a master that starts knows nothing and learns everything from announcements.
 
 mod announce;
+mod drains;
 mod evict;
+mod moves;
 mod node;
 mod nodes;
 mod object;
@@ -94,6 +97,16 @@ counters! {
     nodes_lost,
     /// Objects gone with their nodes.
     lost_objects,
+    /// Copies from nodes that are being emptied that began.
+    moves_started,
+    /// Objects that were copied from nodes that are being emptied.
+    moved_objects,
+    /// Bytes of them.
+    moved_bytes,
+    /// Copies that failed, took too long, or were called off.
+    moves_given_up,
+    /// Objects on nodes that are being emptied that fitted on no other one, each time that they were looked at.
+    moves_without_room,
     /// Replicas that nodes announced.
     announced_replicas,
     /// Announced replicas that weren't taken: an older put's, or one that contradicts others.
@@ -135,8 +148,14 @@ pub struct State {
     pins: BTreeSet<(Instant, u32)>,
     /// When puts under way are given up.
     discards: BTreeSet<(Instant, u32)>,
-    /// When nodes that are being emptied are looked at again.
+    /// Nodes that are being emptied.
+    emptied: BTreeSet<u32>,
+    /// When nodes are looked at again that are being emptied without copies.
     drain_look: Option<Instant>,
+    /// When copies under way are given up: with their puts, and the nodes that they are for.
+    arrivals: BTreeSet<(Instant, u64, u32)>,
+    /// When replicas go that were copied: the objects, and the nodes. Those that are over already are still in it.
+    departures: BTreeSet<(Instant, u32, u32)>,
     capacity_bytes: u64,
     /// Of objects and of puts under way.
     used_bytes: u64,
@@ -167,7 +186,10 @@ impl State {
             recency: Recency::default(),
             pins: BTreeSet::new(),
             discards: BTreeSet::new(),
+            emptied: BTreeSet::new(),
             drain_look: None,
+            arrivals: BTreeSet::new(),
+            departures: BTreeSet::new(),
             capacity_bytes: 0,
             used_bytes: 0,
             quarantined_bytes: 0,
@@ -202,6 +224,8 @@ impl State {
         [
             self.expiries.first().map(|(at, _)| *at),
             self.discards.first().map(|(at, _)| *at),
+            self.arrivals.first().map(|(at, ..)| *at),
+            self.departures.first().map(|(at, ..)| *at),
             self.drain_look,
             self.gone_since,
         ]
@@ -215,6 +239,8 @@ impl State {
         self.expire_nodes(now);
         self.discard_puts(now);
         self.clear_gone(now);
+        self.discard_moves(now);
+        self.clear_departed(now);
         self.continue_drains(now);
     }
 
@@ -243,23 +269,31 @@ impl State {
     }
 
     /// Ends a replica: its range is quarantined until the node confirms, unless the node is gone.
-    fn end_replica(&mut self, put: u64, tenant: u32, length: u64, replica: object::Replica) {
+    fn end_replica(&mut self, tenant: u32, length: u64, replica: object::Replica) {
         let bytes = ranges::rounded(length);
+        let charged = self.end_stance(replica).then_some(tenant);
+        let gone = self.is_gone(replica.node);
         let Some(node) = self.node_mut(replica.node) else {
-            self.tenants.discharge(tenant, bytes);
+            if let Some(tenant) = charged {
+                self.tenants.discharge(tenant, bytes);
+            }
             return;
         };
-        node.puts.remove(&put);
-        if node.phase == Phase::Gone {
+        node.puts.remove(&replica.put);
+        if gone {
             // the node's bytes left the totals when it did
-            self.tenants.discharge(tenant, bytes);
+            if let Some(tenant) = charged {
+                self.tenants.discharge(tenant, bytes);
+            }
             return;
         }
-        node.quarantine(put, replica.offset, length, tenant);
+        node.quarantine(replica.put, replica.offset, length, charged);
         let id = node.id;
         self.used_bytes -= bytes;
         self.quarantined_bytes += bytes;
-        self.tenants.quarantine(tenant, bytes);
+        if let Some(tenant) = charged {
+            self.tenants.quarantine(tenant, bytes);
+        }
         if self.effects.orders.last() != Some(&id) {
             self.effects.orders.push(id);
         }
@@ -278,7 +312,7 @@ impl State {
             tenant.objects -= 1;
         }
         for replica in &object.replicas {
-            self.end_replica(object.put, object.tenant, object.length, *replica);
+            self.end_replica(object.tenant, object.length, *replica);
         }
         object.reserved() * object.replicas.len() as u64
     }
@@ -294,21 +328,27 @@ impl State {
         let Some(object) = self.objects.get(slot) else {
             return false;
         };
-        if !object.replicas.iter().any(|replica| self.is_gone(replica.node)) {
+        let is_lost = |replica: &object::Replica| match replica.stance {
+            // a copy goes with the one who writes it
+            object::Stance::Arrives { from, .. } => self.is_gone(replica.node) || self.is_gone(from),
+            _ => self.is_gone(replica.node),
+        };
+        if !object.replicas.iter().any(is_lost) {
             return true;
         }
-        let (put, tenant, length) = (object.put, object.tenant, object.length);
-        let (kept, lost): (Vec<_>, Vec<_>) = object
-            .replicas
-            .iter()
-            .partition(|replica| !self.is_gone(replica.node));
-        for replica in lost {
-            self.end_replica(put, tenant, length, replica);
-        }
-        let empty = kept.is_empty();
+        let (tenant, length) = (object.tenant, object.length);
+        let (lost, kept): (Vec<_>, Vec<_>) = object.replicas.iter().copied().partition(is_lost);
         if let Some(object) = self.objects.get_mut(slot) {
             object.replicas = kept;
         }
+        for replica in lost {
+            self.end_replica(tenant, length, replica);
+        }
+        self.keep_one(slot);
+        let empty = self
+            .objects
+            .get(slot)
+            .is_none_or(|object| object.replicas.iter().all(object::Replica::arrives));
         if empty {
             let complete = self.objects.get(slot).is_some_and(object::Object::is_complete);
             self.counters.lost_objects += u64::from(complete);

@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::object::Replica;
 use super::ranges::{FreeRanges, rounded};
-use crate::types::{Lender, NodeId, TokenKey};
+use crate::types::{DrainProgress, Lender, Location, NodeId, TokenKey};
 
 /// How soon an order that a node hasn't carried out is given again.
 const REPEAT: Duration = Duration::from_secs(1);
@@ -26,7 +27,27 @@ pub(super) enum Phase {
 pub(super) struct Quarantined {
     pub offset: u64,
     pub bytes: u64,
-    pub tenant: u32,
+    /// The tenant against whose quota it counts; none for a copy that doesn't.
+    pub tenant: Option<u32>,
+}
+
+/// How the emptying of a node goes.
+#[derive(Debug, Default)]
+pub(super) struct Emptying {
+    pub moved_objects: u64,
+    pub moved_bytes: u64,
+    /// Puts whose replicas are still to be looked at in this pass, the most recently used first.
+    pub to_look_at: VecDeque<u64>,
+    /// What fitted nowhere in this pass: objects and bytes.
+    pub unplaced: (u64, u64),
+    /// What fitted nowhere in the last pass.
+    pub unplaced_before: (u64, u64),
+    /// Whether a pass has begun and not ended.
+    pub is_under_way: bool,
+    /// Passes that have ended.
+    pub passes: u64,
+    /// When the next pass may begin.
+    pub next_pass: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -40,7 +61,12 @@ pub(super) struct Node {
     pub phase: Phase,
     /// Nothing more is allocated there; `Some(true)`: its objects go as soon as they may.
     pub draining: Option<bool>,
-    /// What the node was told of that last, so that it learns of a change at once.
+    pub emptying: Emptying,
+    /// Objects that it is copying to other nodes.
+    pub moving: u64,
+    /// Replicas here that leave.
+    pub leaving: u64,
+    /// What the node was told of its emptying last, so that it learns of a change at once.
     pub told_draining: Option<bool>,
     /// Its connection broke, and it hasn't shown up since.
     pub suspect: bool,
@@ -69,6 +95,9 @@ impl Node {
             capacity: lender.segment_bytes,
             phase: Phase::Announcing,
             draining: lender.draining,
+            emptying: Emptying::default(),
+            moving: 0,
+            leaving: 0,
             told_draining: lender.draining,
             suspect: false,
             last_seen: now,
@@ -87,6 +116,11 @@ impl Node {
         self.phase == Phase::Ready && self.draining.is_none() && !self.suspect
     }
 
+    /// Whether it announced what it holds, and answers as far as is known.
+    pub fn is_reachable(&self) -> bool {
+        self.phase == Phase::Ready && !self.suspect
+    }
+
     /// Bytes of objects and of puts under way.
     pub fn used_bytes(&self) -> u64 {
         if self.phase == Phase::Gone {
@@ -102,13 +136,42 @@ impl Node {
             Phase::Announcing => "announcing",
             Phase::Gone => "gone",
             Phase::Ready if self.suspect => "suspect",
-            Phase::Ready if self.draining.is_some() => "draining",
+            Phase::Ready if self.draining.is_some() => {
+                let empty = self.puts.is_empty() && self.quarantine.is_empty();
+                if empty { "drained" } else { "draining" }
+            }
             Phase::Ready => "ready",
         }
     }
 
+    /// Where a replica is here.
+    pub fn location(&self, replica: &Replica) -> Location {
+        Location {
+            node: self.id,
+            control: self.control.clone(),
+            engine: self.engine.clone(),
+            put: replica.put,
+            offset: replica.offset,
+            token: Box::default(),
+        }
+    }
+
+    /// How far its emptying is.
+    pub fn progress(&self) -> DrainProgress {
+        let (unplaced_objects, unplaced_bytes) = self.emptying.unplaced_before;
+        DrainProgress {
+            moved_objects: self.emptying.moved_objects,
+            moved_bytes: self.emptying.moved_bytes,
+            moving_objects: self.moving,
+            leaving_replicas: self.leaving,
+            unplaced_objects,
+            unplaced_bytes,
+            passes: self.emptying.passes,
+        }
+    }
+
     /// Ends a put's range here: it's free once the node has confirmed.
-    pub fn quarantine(&mut self, put: u64, offset: u64, length: u64, tenant: u32) {
+    pub fn quarantine(&mut self, put: u64, offset: u64, length: u64, tenant: Option<u32>) {
         let bytes = rounded(length);
         let range = Quarantined {
             offset,

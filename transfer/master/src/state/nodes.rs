@@ -1,19 +1,17 @@
 //! Nodes: mounting, staying alive, confirming, leaving.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvstored_core::{Error, ErrorKind, Result};
 
 use super::node::{Node, Phase};
 use super::{MAX_EPOCH, MAX_PUT, State};
-use crate::types::{Drained, Lender, Mounted, NodeId, Orders, TokenKey};
+use crate::types::{Lender, Mounted, NodeId, Orders, TokenKey};
 
 /// Most orders in one answer.
 const MAX_ORDERS: usize = 8192;
 /// Most replicas that one call clears away.
-const CLEARED_AT_ONCE: usize = 4096;
-/// How often a node that is being emptied is looked at while leases keep objects there.
-const DRAIN_PACE: Duration = Duration::from_millis(500);
+pub(super) const CLEARED_AT_ONCE: usize = 4096;
 /// The longest name or address of a node, in bytes.
 const MAX_NAME_BYTES: usize = 256;
 /// The largest segment.
@@ -72,6 +70,9 @@ impl State {
             *place = Some(node);
         }
         let number = number as u32;
+        if draining.is_some() {
+            self.emptied.insert(number);
+        }
         self.by_id.insert(lender.node, number);
         self.expiries.insert((deadline, number));
         self.capacity_bytes += lender.segment_bytes;
@@ -96,7 +97,9 @@ impl State {
         for put in released {
             if let Some(Some(range)) = self.with_room(number, |node| node.confirm(*put)) {
                 self.quarantined_bytes -= range.bytes;
-                self.tenants.confirm(range.tenant, range.bytes);
+                if let Some(tenant) = range.tenant {
+                    self.tenants.confirm(tenant, range.bytes);
+                }
                 self.counters.confirmed_ranges += 1;
                 self.effects.room = true;
             }
@@ -149,26 +152,6 @@ impl State {
         if let Some(number) = self.by_id.get(node).copied() {
             self.let_go(number, now);
         }
-    }
-
-    /// Empties a node: nothing more is placed there, and replicas go that have copies elsewhere; with `evict`, all go as
-    /// soon as their leases and pins run out. Nothing is copied to other nodes. `undo` ends it. The node keeps the mark for
-    /// the next master. Fails with `NotFound`.
-    pub fn drain(&mut self, node: &NodeId, evict: bool, undo: bool, now: Instant) -> Result<Drained> {
-        let number = self.by_id.get(node).copied();
-        let number = number.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such node"))?;
-        if let Some(node) = self.node_mut(number) {
-            node.draining = (!undo).then_some(evict);
-            let id = node.id;
-            self.effects.orders.push(id);
-        }
-        self.drain_look = Some(now);
-        self.continue_drains(now);
-        let node = self.node(number);
-        Ok(Drained {
-            replicas: node.map_or(0, |node| node.puts.len() as u64),
-            used_bytes: node.map_or(0, |node| node.used_bytes() + node.quarantined_bytes),
-        })
     }
 
     /// Gives up nodes that were silent for too long.
@@ -225,47 +208,6 @@ impl State {
         self.gone_since = (!self.gone.is_empty()).then_some(now);
     }
 
-    /// Takes replicas off nodes that are being emptied, as far as leases and pins allow.
-    pub(super) fn continue_drains(&mut self, now: Instant) {
-        if self.drain_look.is_none_or(|at| at > now) {
-            return;
-        }
-        let numbers = 0..self.nodes.len() as u32;
-        let mut unfinished = false;
-        let mut left = CLEARED_AT_ONCE;
-        for number in numbers {
-            let Some(node) = self.node(number).filter(|node| node.phase != Phase::Gone) else {
-                continue;
-            };
-            let Some(evict) = node.draining else { continue };
-            let slots: Vec<u32> = node.puts.values().copied().collect();
-            for slot in slots {
-                let Some(object) = self.objects.get(slot).filter(|object| object.is_complete()) else {
-                    unfinished = true;
-                    continue;
-                };
-                let held = object.is_leased(now) || object.is_pinned(now);
-                let alone = object.replicas.len() < 2;
-                if alone && !evict {
-                    continue;
-                }
-                unfinished |= held || left == 0;
-                if held || left == 0 {
-                    continue;
-                }
-                left -= 1;
-                if alone {
-                    self.counters.evicted_objects += 1;
-                    self.counters.evicted_bytes += self.drop_object(slot);
-                } else if let Some(replica) = object.on(number) {
-                    self.detach(slot, &[replica]);
-                }
-            }
-        }
-        let pace = if left == 0 { Duration::ZERO } else { DRAIN_PACE };
-        self.drain_look = unfinished.then_some(now + pace);
-    }
-
     /// A node is gone, at once; what it held is cleared away bit by bit.
     fn let_go(&mut self, number: u32, now: Instant) {
         let Some(node) = self.nodes.get_mut(number as usize).and_then(Option::as_mut) else {
@@ -276,6 +218,7 @@ impl State {
         }
         let (used, waiting, capacity) = (node.used_bytes(), node.quarantined_bytes, node.capacity);
         node.phase = Phase::Gone;
+        self.emptied.remove(&number);
         self.by_id.remove(&node.id);
         self.by_room.remove(&(node.free.free_bytes(), number));
         let quarantine = std::mem::take(&mut node.quarantine);
@@ -284,7 +227,9 @@ impl State {
         self.quarantined_bytes -= waiting;
         self.capacity_bytes -= capacity;
         for range in quarantine.into_values() {
-            self.tenants.confirm(range.tenant, range.bytes);
+            if let Some(tenant) = range.tenant {
+                self.tenants.confirm(tenant, range.bytes);
+            }
         }
         self.gone.push(number);
         self.gone_since = Some(now);

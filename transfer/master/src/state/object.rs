@@ -6,6 +6,19 @@ use std::time::Instant;
 
 use super::ranges::rounded;
 
+/// Whether a replica is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stance {
+    /// It is, once its object is complete.
+    Stays,
+    /// A copy that is being written, by the node with that number and until then at most. It doesn't count against the
+    /// tenant's quota before it's complete.
+    Arrives { from: u32, until: Instant },
+    /// Others are read instead. It goes then, when nobody has a lease any more who was sent here, and doesn't count against
+    /// the quota any more.
+    Leaves(Instant),
+}
+
 /// A replica, or the place for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Replica {
@@ -13,6 +26,30 @@ pub(super) struct Replica {
     pub node: u32,
     /// Where it begins in the node's segment.
     pub offset: u64,
+    /// The put that wrote it: the object's own, or for a copy another one.
+    pub put: u64,
+    /// Whether it's to be read.
+    pub stance: Stance,
+}
+
+impl Replica {
+    /// One that is to be read.
+    pub fn new(node: u32, offset: u64, put: u64) -> Self {
+        Self {
+            node,
+            offset,
+            put,
+            stance: Stance::Stays,
+        }
+    }
+
+    pub fn stays(&self) -> bool {
+        self.stance == Stance::Stays
+    }
+
+    pub fn arrives(&self) -> bool {
+        matches!(self.stance, Stance::Arrives { .. })
+    }
 }
 
 /// How far an object is.
@@ -80,6 +117,33 @@ impl Object {
 
     pub fn on(&self, node: u32) -> Option<Replica> {
         self.replicas.iter().copied().find(|replica| replica.node == node)
+    }
+
+    /// The replica that a put wrote or writes.
+    pub fn by_put(&self, put: u64) -> Option<Replica> {
+        self.replicas.iter().copied().find(|replica| replica.put == put)
+    }
+
+    /// Whether a replica other than that node's is to be read.
+    pub fn stays_beside(&self, node: u32) -> bool {
+        let mut others = self.replicas.iter().filter(|replica| replica.node != node);
+        others.any(Replica::stays)
+    }
+
+    /// Whether that node is copying the object elsewhere.
+    pub fn is_moving_from(&self, node: u32) -> bool {
+        let moving =
+            |replica: &Replica| matches!(replica.stance, Stance::Arrives { from, .. } if from == node);
+        self.replicas.iter().any(moving)
+    }
+
+    /// Changes what is to become of a node's replica.
+    pub fn set_stance(&mut self, node: u32, stance: Stance) {
+        for replica in &mut self.replicas {
+            if replica.node == node {
+                replica.stance = stance;
+            }
+        }
     }
 }
 

@@ -49,7 +49,8 @@ impl State {
             return;
         }
         if let Some(Some(offset)) = self.with_room(number, |node| node.free.allocate(bytes)) {
-            replicas.push(Replica { node: number, offset });
+            // the put's number is known when all places are
+            replicas.push(Replica::new(number, offset, 0));
         }
     }
 

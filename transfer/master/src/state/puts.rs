@@ -83,7 +83,7 @@ impl State {
         for replica in replicas {
             self.tenants.charge(tenant, bytes);
             self.used_bytes += bytes;
-            self.attach(slot, put, replica);
+            self.attach(slot, Replica { put, ..replica });
         }
         self.counters.puts_started += 1;
         self.ticket(slot)
@@ -97,6 +97,12 @@ impl State {
         let later = |message: &str| Err(Error::new(ErrorKind::Unavailable, message));
         let over = || Err(Error::new(ErrorKind::Fenced, "the put is over").with("put", finished.put));
         let slot = self.look_up(finished.key);
+        if let Some(slot) = slot
+            && let Some(object) = self.objects.get(slot).filter(|object| object.is_complete())
+            && let Some(copy) = object.by_put(finished.put)
+        {
+            return self.end_move(slot, copy, finished, now);
+        }
         let object = slot.and_then(|slot| Some((slot, self.objects.get(slot)?)));
         let Some((slot, object)) = object.filter(|(_, object)| object.put == finished.put) else {
             return if finished.nodes.iter().any(|node| self.may_announce(node, now)) {
@@ -132,6 +138,11 @@ impl State {
     /// Gives a put up. One that is over already is fine; one that is complete stays.
     pub fn revoke_put(&mut self, key: &[u8], put: u64) {
         let Some(slot) = self.look_up(key) else { return };
+        let copy = self.objects.get(slot).and_then(|object| object.by_put(put));
+        if let Some(copy) = copy.filter(Replica::arrives) {
+            self.give_up_move(slot, copy);
+            return;
+        }
         let revocable = |object: &Object| object.put == put && !object.is_complete();
         if self.objects.get(slot).is_some_and(revocable) {
             self.counters.puts_revoked += 1;
@@ -151,9 +162,9 @@ impl State {
     }
 
     /// Notes a replica of an object.
-    pub(super) fn attach(&mut self, slot: u32, put: u64, replica: Replica) {
+    pub(super) fn attach(&mut self, slot: u32, replica: Replica) {
         if let Some(node) = self.node_mut(replica.node) {
-            node.puts.insert(put, slot);
+            node.puts.insert(replica.put, slot);
         }
         if let Some(object) = self.objects.get_mut(slot) {
             object.replicas.push(replica);
@@ -165,10 +176,15 @@ impl State {
         let Some(object) = self.objects.get_mut(slot) else {
             return;
         };
-        object.replicas.retain(|replica| !replicas.contains(replica));
-        let (put, tenant, length) = (object.put, object.tenant, object.length);
-        for replica in replicas {
-            self.end_replica(put, tenant, length, *replica);
+        let ends = |replica: &Replica| {
+            let same = |one: &Replica| (one.node, one.put) == (replica.node, replica.put);
+            replicas.iter().any(same)
+        };
+        let (ending, kept): (Vec<_>, Vec<_>) = object.replicas.iter().copied().partition(ends);
+        object.replicas = kept;
+        let (tenant, length) = (object.tenant, object.length);
+        for replica in ending {
+            self.end_replica(tenant, length, replica);
         }
     }
 
@@ -228,26 +244,28 @@ impl State {
     fn ticket(&self, slot: u32) -> Result<Ticket> {
         let missing = || Error::internal("a put without a place");
         let object = self.objects.get(slot).ok_or_else(missing)?;
-        let locations = object.replicas.iter().filter_map(|replica| {
-            let node = self.node(replica.node)?;
-            let range = TokenRange {
-                node: &node.id,
-                put: object.put,
-                offset: replica.offset,
-                length: object.length,
-                key: &object.key,
-            };
-            Some(Location {
-                node: node.id,
-                control: node.control.clone(),
-                engine: node.engine.clone(),
-                offset: replica.offset,
-                token: node.token_key.sign(self.epoch, &range).into(),
-            })
-        });
+        let places = object.replicas.iter();
         Ok(Ticket {
             put: object.put,
-            locations: locations.collect(),
+            locations: places
+                .filter_map(|replica| self.place_to_write(object, replica))
+                .collect(),
+        })
+    }
+
+    /// Where a replica is to be written, with the token for that.
+    pub(super) fn place_to_write(&self, object: &Object, replica: &Replica) -> Option<Location> {
+        let node = self.node(replica.node)?;
+        let range = TokenRange {
+            node: &node.id,
+            put: replica.put,
+            offset: replica.offset,
+            length: object.length,
+            key: &object.key,
+        };
+        Some(Location {
+            token: node.token_key.sign(self.epoch, &range).into(),
+            ..node.location(replica)
         })
     }
 }

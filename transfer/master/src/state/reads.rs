@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::State;
+use super::object::Replica;
 use crate::key::split_key;
 use crate::types::{Found, Location};
 use kvstored_core::{Error, ErrorKind, Result};
@@ -32,28 +33,23 @@ impl State {
         self.lease(slot, now);
         let missing = || Error::internal("an object without a place");
         let object = self.objects.get(slot).ok_or_else(missing)?;
-        let mut locations: Vec<(bool, Location)> = object
-            .replicas
-            .iter()
-            .filter_map(|replica| {
-                let node = self.node(replica.node)?;
-                let location = Location {
-                    node: node.id,
-                    control: node.control.clone(),
-                    engine: node.engine.clone(),
-                    offset: replica.offset,
-                    token: Box::default(),
-                };
-                Some((node.suspect, location))
-            })
-            .collect();
-        locations.sort_by_key(|(suspect, _)| *suspect);
+        let located = |replica: &Replica| {
+            let node = self.node(replica.node)?;
+            Some((node.suspect, replica.stays(), node.location(replica)))
+        };
+        let readable = object.replicas.iter().filter(|replica| !replica.arrives());
+        let mut locations: Vec<(bool, bool, Location)> = readable.filter_map(located).collect();
+        // nobody is sent to one that leaves, but in need
+        if locations.iter().any(|(suspect, stays, _)| *stays && !suspect) {
+            locations.retain(|(_, stays, _)| *stays);
+        }
+        locations.sort_by_key(|(suspect, ..)| *suspect);
         Ok(Found {
             put: object.put,
             length: object.length,
             checksum: object.checksum,
             lease: object.lease_until.saturating_duration_since(now),
-            locations: locations.into_iter().map(|(_, location)| location).collect(),
+            locations: locations.into_iter().map(|(.., location)| location).collect(),
             stale: false,
         })
     }
@@ -64,7 +60,8 @@ impl State {
         let slot = self.look_up(key)?;
         let object = self.objects.get(slot).filter(|object| object.is_complete())?;
         let alive = |number: u32| self.node(number).is_some_and(|node| !node.suspect);
-        if !object.replicas.iter().any(|replica| alive(replica.node)) {
+        let mut readable = object.replicas.iter().filter(|replica| !replica.arrives());
+        if !readable.any(|replica| alive(replica.node)) {
             return None;
         }
         if lease {

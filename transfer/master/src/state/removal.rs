@@ -8,21 +8,27 @@ use super::State;
 use crate::key::split_key;
 
 impl State {
-    /// Removes an object, and returns the put that wrote it. Fails with `NotFound`, and unless forced with `Busy` for a leased one and for one being put.
-    pub fn remove(&mut self, key: &[u8], force: bool, now: Instant) -> Result<u64> {
+    /// Removes an object, and returns the puts that wrote its replicas. Fails with `NotFound`, and unless forced with `Busy`
+    /// for a leased one and for one being put.
+    pub fn remove(&mut self, key: &[u8], force: bool, now: Instant) -> Result<Vec<u64>> {
         split_key(key)?;
         let slot = self.look_up(key);
         let slot = slot.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such object"))?;
         let busy = |message: &str| Err(Error::new(ErrorKind::Busy, message));
-        let put = self.objects.get(slot).map_or(0, |object| object.put);
-        match self.objects.get(slot) {
+        let object = self.objects.get(slot);
+        let mut puts: Vec<u64> = object
+            .map(|object| object.replicas.iter().map(|replica| replica.put).collect())
+            .unwrap_or_default();
+        puts.sort_unstable();
+        puts.dedup();
+        match object {
             Some(object) if !force && !object.is_complete() => return busy("the object is being put"),
             Some(object) if !force && object.is_leased(now) => return busy("the object is leased"),
             _ => {}
         }
         self.counters.removed_objects += 1;
         self.drop_object(slot);
-        Ok(put)
+        Ok(puts)
     }
 
     /// Whether ranges of an object that was removed, or of any object where there is no put, wait for their node's

@@ -58,6 +58,7 @@ impl State {
                     quarantined_bytes: node.quarantined_bytes,
                     replicas: node.puts.len() as u64,
                     silent_ms: now.saturating_duration_since(node.last_seen).as_millis() as u64,
+                    drain: node.draining.map(|_| node.progress()),
                 };
                 (node.id, status)
             })
@@ -78,10 +79,8 @@ impl State {
             else {
                 continue;
             };
-            let nodes = object
-                .replicas
-                .iter()
-                .filter_map(|replica| self.node(replica.node));
+            let readable = object.replicas.iter().filter(|replica| !replica.arrives());
+            let nodes = readable.filter_map(|replica| self.node(replica.node));
             page.objects.push(ObjectStatus {
                 key: object.key.as_ref().into(),
                 put: object.put,

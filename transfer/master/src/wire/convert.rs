@@ -7,6 +7,7 @@ use std::time::Duration;
 use kvstored_core::{Error, Result};
 use prost::bytes::Bytes;
 
+use super::moves::{from_progress, to_progress};
 use super::proto;
 use crate::types::{
     Found, Holding, HoldingState, Lender, Location, Mounted, NodeId, NodeStatus, ObjectPage, ObjectStatus,
@@ -37,13 +38,22 @@ pub(crate) struct NodeTable {
 }
 
 impl NodeTable {
-    pub fn locations(&mut self, locations: Vec<Location>) -> Vec<proto::Location> {
+    /// Locations of what that put wrote, or copies of it.
+    pub fn locations(&mut self, locations: Vec<Location>, put: u64) -> Vec<proto::Location> {
         let one = |location: Location| proto::Location {
             node: self.number(&location),
             offset: location.offset,
             token: Bytes::from(location.token.into_vec()),
+            put: if location.put == put { 0 } else { location.put },
         };
         locations.into_iter().map(one).collect()
+    }
+
+    pub fn ticket(&mut self, ticket: Ticket) -> proto::Ticket {
+        proto::Ticket {
+            put: ticket.put,
+            locations: self.locations(ticket.locations, ticket.put),
+        }
     }
 
     pub fn into_nodes(self) -> Vec<proto::NodeAddress> {
@@ -77,7 +87,7 @@ impl Nodes {
         Ok(Self(nodes.into_iter().map(one).collect::<Result<_>>()?))
     }
 
-    fn locations(&self, locations: Vec<proto::Location>) -> Result<Vec<Location>> {
+    fn locations(&self, locations: Vec<proto::Location>, put: u64) -> Result<Vec<Location>> {
         let one = |location: proto::Location| {
             let (node, control, engine) = self
                 .0
@@ -87,6 +97,7 @@ impl Nodes {
                 node: *node,
                 control: control.clone(),
                 engine: engine.clone(),
+                put: if location.put == 0 { put } else { location.put },
                 offset: location.offset,
                 token: location.token.as_ref().into(),
             })
@@ -97,7 +108,7 @@ impl Nodes {
     pub fn ticket(&self, ticket: proto::Ticket) -> Result<Ticket> {
         Ok(Ticket {
             put: ticket.put,
-            locations: self.locations(ticket.locations)?,
+            locations: self.locations(ticket.locations, ticket.put)?,
         })
     }
 
@@ -107,7 +118,7 @@ impl Nodes {
             length: found.length,
             checksum: found.checksum,
             lease: Duration::from_millis(u64::from(found.lease_ms)),
-            locations: self.locations(found.locations)?,
+            locations: self.locations(found.locations, found.put)?,
             stale: false,
         })
     }
@@ -283,6 +294,7 @@ pub(crate) fn from_node_status(node: NodeStatus, id: &NodeId) -> proto::NodeStat
         quarantined_bytes: node.quarantined_bytes,
         replicas: node.replicas,
         silent_ms: node.silent_ms,
+        drain: node.drain.map(from_progress),
     }
 }
 
@@ -298,6 +310,7 @@ pub(crate) fn to_node_status(node: proto::NodeStatus) -> Result<NodeStatus> {
         quarantined_bytes: node.quarantined_bytes,
         replicas: node.replicas,
         silent_ms: node.silent_ms,
+        drain: node.drain.map(to_progress),
     })
 }
 

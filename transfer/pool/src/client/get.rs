@@ -184,7 +184,7 @@ impl PoolClient {
                 continue;
             };
             if Some(location.node) == own {
-                match self.read_own(&attempt) {
+                match self.read_own(&attempt, location.put) {
                     Ok(()) => set(outcomes, attempt.index, Ok(attempt.object.found.length)),
                     Err(error) => {
                         attempt.failure = Some(error);
@@ -208,18 +208,14 @@ impl PoolClient {
         undecided
     }
 
-    fn read_own(&self, attempt: &Attempt<'_>) -> Result<()> {
+    fn read_own(&self, attempt: &Attempt<'_>, put: u64) -> Result<()> {
         let Some(node) = &self.node else {
             return Err(Error::new(ErrorKind::NotFound, "this process lends no memory"));
         };
         // SAFETY: the pieces were checked against the registry, and the caller keeps others away from them.
         let (found, _) = unsafe {
-            node.segment().read_here(
-                attempt.object.found.put,
-                attempt.key,
-                attempt.object.found.length,
-                &attempt.pieces,
-            )?
+            node.segment()
+                .read_here(put, attempt.key, attempt.object.found.length, &attempt.pieces)?
         };
         self.counters.local_gets.fetch_add(1, Ordering::Relaxed);
         self.verify(attempt, found)

@@ -1,5 +1,6 @@
 //! The store over the pool: objects by key, put from and got into registered memory without a copy in between.
 
+mod copies;
 mod finish;
 mod get;
 mod known;
@@ -18,9 +19,10 @@ use kvstored_transfer::TransferEngine;
 use parking_lot::Mutex;
 
 use crate::directory::Directory;
-use crate::memory::{Piece, Registry};
+use crate::memory::{Memory, Piece, Registry};
 use crate::node::{Segment, StorageNode};
 use crate::settings::ClientSettings;
+pub(crate) use copies::CopyRequest;
 use known::Known;
 use peers::{Node, Nodes};
 
@@ -185,9 +187,19 @@ impl PoolClient {
         }
     }
 
-    /// The nodes of the pool.
-    pub(crate) fn pool_nodes(&self, deadline: Instant) -> Result<Vec<Location>> {
+    /// The nodes of the pool, and whether those are all.
+    pub(crate) fn pool_nodes(&self, deadline: Instant) -> Result<(Vec<Location>, bool)> {
         self.directory.nodes(deadline)
+    }
+
+    /// Nodes that are passed over at the moment.
+    pub(crate) fn shunned(&self) -> Vec<NodeId> {
+        self.nodes.shunned()
+    }
+
+    /// Takes memory in that is registered with this client's engine already.
+    pub(crate) fn adopt(&self, memory: Arc<Memory>) -> Result<()> {
+        self.registry.adopt(memory)
     }
 
     /// One node of the pool.

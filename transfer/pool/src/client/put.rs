@@ -25,6 +25,8 @@ pub(super) struct Job<'a> {
     pub length: u64,
     pub ticket: Ticket,
     pub checksum: Option<u64>,
+    /// What the checksum must be, where that is known beforehand.
+    pub expected: Option<u64>,
     /// Nodes that hold it, and the smallest fencing epoch that they obeyed.
     pub holders: Vec<NodeId>,
     pub master_epoch: u64,
@@ -49,6 +51,18 @@ impl Job<'_> {
             // SAFETY: the pieces are registered, and the caller keeps writers away while it puts.
             self.checksum = Some(unsafe { checksum(self.request.pieces) });
         }
+    }
+
+    /// Fails with `Corrupt` where the bytes aren't those that they should be.
+    fn verify(&mut self) -> Result<()> {
+        self.sum();
+        if self.expected.is_some() && self.checksum != self.expected {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "the bytes to be put fail their checksum",
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the checksum of bytes that were sent. Fails with `Corrupt` when others were sent before: two replicas must not
@@ -162,6 +176,7 @@ impl PoolClient {
                     length: *length,
                     ticket,
                     checksum: None,
+                    expected: None,
                     holders: Vec::new(),
                     master_epoch: 0,
                     failure: None,
@@ -173,7 +188,7 @@ impl PoolClient {
     }
 
     /// Writes every replica of every job, as far as nodes let it.
-    fn write_all(&self, jobs: &mut [Job<'_>], deadline: Instant) {
+    pub(super) fn write_all(&self, jobs: &mut [Job<'_>], deadline: Instant) {
         let own = self.own_node();
         let mut by_node: HashMap<NodeId, Vec<(usize, Location)>> = HashMap::new();
         for (at, job) in jobs.iter_mut().enumerate() {
@@ -203,18 +218,17 @@ impl PoolClient {
             let outcome = flight.transfer.wait(flight.until).inspect_err(|_| {
                 flight.transfer.cancel();
             });
-            let outcome =
-                outcome.and_then(
-                    |()| match (flight.transfer.checksum(), jobs.get_mut(flight.job)) {
-                        (Some(sent), Some(job)) => job.agree(sent),
-                        _ => Ok(()),
-                    },
-                );
+            let outcome = outcome.and_then(|()| {
+                let Some(job) = jobs.get_mut(flight.job) else {
+                    return Ok(());
+                };
+                if let Some(sent) = flight.transfer.checksum() {
+                    job.agree(sent)?;
+                }
+                job.verify()
+            });
             match outcome {
                 Ok(()) => {
-                    if let Some(job) = jobs.get_mut(flight.job) {
-                        job.sum();
-                    }
                     let group = written.entry(flight.place.node).or_insert_with(|| Written {
                         node: flight.node.clone(),
                         places: Vec::new(),

@@ -118,7 +118,7 @@ impl PoolClient {
         let missing = group.iter().zip(&grants).filter(|(_, grant)| grant.is_none());
         let items: Vec<Item> = missing
             .map(|((attempt, location), _)| Item {
-                put: attempt.object.found.put,
+                put: location.put,
                 offset: location.offset,
                 length: attempt.object.found.length,
                 checksum: 0,

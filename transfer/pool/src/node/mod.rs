@@ -1,6 +1,7 @@
 //! A storage node: memory lent to the pool, and the only one that decides who touches it.
 
 mod ledger;
+mod mover;
 mod record;
 mod segment;
 mod serve;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
-use kvstored_master::{Lender, NodeId};
+use kvstored_master::{Drained, Lender, NodeId};
 use kvstored_transfer::TransferEngine;
 use parking_lot::Mutex;
 
@@ -19,6 +20,7 @@ pub(crate) use segment::Segment;
 
 use crate::directory::Directory;
 use crate::settings::NodeSettings;
+use mover::Mover;
 use upkeep::Upkeep;
 
 /// A node's numbers at one moment.
@@ -44,7 +46,8 @@ pub struct StorageNode {
     engine: Arc<TransferEngine>,
     lender: Lender,
     upkeep: Arc<Upkeep>,
-    thread: Mutex<Option<ThreadHandle>>,
+    mover: Arc<Mover>,
+    threads: Mutex<Vec<ThreadHandle>>,
 }
 
 impl StorageNode {
@@ -85,24 +88,36 @@ impl StorageNode {
             highest_put: 0,
             draining: None,
         };
+        let mover = Arc::new(Mover::new(
+            node,
+            segment.clone(),
+            engine.clone(),
+            directory.clone(),
+            runtime.clone(),
+        )?);
         let upkeep = Arc::new(Upkeep::new(
             settings,
             segment.clone(),
             directory,
             lender.clone(),
+            mover.clone(),
             runtime.clone(),
         ));
-        let keeper = upkeep.clone();
-        let thread = runtime
-            .spawner
-            .spawn("pool-node", Box::new(move || keeper.run()))?;
-        Ok(Arc::new(Self {
+        let started = Arc::new(Self {
             segment,
             engine,
             lender,
-            upkeep,
-            thread: Mutex::new(Some(thread)),
-        }))
+            upkeep: upkeep.clone(),
+            mover: mover.clone(),
+            threads: Mutex::default(),
+        });
+        // a thread that can't start has those stopped that did
+        let spawner = &runtime.spawner;
+        let keeper = spawner.spawn("pool-node", Box::new(move || upkeep.run()))?;
+        started.threads.lock().push(keeper);
+        let mover = spawner.spawn("pool-mover", Box::new(move || mover.run()))?;
+        started.threads.lock().push(mover);
+        Ok(started)
     }
 
     /// Its identity.
@@ -129,10 +144,18 @@ impl StorageNode {
         &self.segment
     }
 
+    /// Has what this node holds copied to other nodes, as far as there is room and until the deadline, and takes nothing
+    /// more meanwhile. Returns what is left. Fails as asking the master does.
+    pub fn drain(&self, deadline: Instant) -> Result<Drained> {
+        self.mover.drain(deadline)
+    }
+
     /// Tells the master that the memory goes, and stops. Idempotent.
     pub fn shutdown(&self) {
+        self.mover.stop();
         self.upkeep.stop();
-        if let Some(thread) = self.thread.lock().take() {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             thread.join();
         }
         self.engine.set_responder(None);

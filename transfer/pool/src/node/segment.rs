@@ -19,11 +19,27 @@ use crate::settings::NodeSettings;
 /// How long closing waits for transfers under way.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// A complete object that isn't released as long as this lives.
+pub(crate) struct Pinned {
+    segment: Arc<Segment>,
+    put: u64,
+    /// Where its bytes are.
+    pub pieces: [Piece; 1],
+    /// CRC-64/NVME of them, as they were put.
+    pub checksum: u64,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.segment.unpin(self.put);
+    }
+}
+
 /// The memory that a node lends.
 pub(crate) struct Segment {
     node: NodeId,
     pub(super) engine: Arc<TransferEngine>,
-    pub(super) memory: Memory,
+    pub(super) memory: Arc<Memory>,
     pub(super) ledger: Mutex<Ledger>,
     /// Signalled when the last pin of a range that is being released goes.
     unpinned: Condvar,
@@ -47,7 +63,7 @@ impl Segment {
             .map_err(|_| Error::invalid(format!("a segment of {} bytes", settings.segment_bytes)))?;
         Ok(Self {
             node,
-            memory: Memory::new(engine.allocate(length)?),
+            memory: Arc::new(Memory::new(engine.allocate(length)?)),
             engine,
             ledger: Mutex::new(Ledger::new(settings.segment_bytes)),
             unpinned: Condvar::new(),
@@ -181,6 +197,22 @@ impl Segment {
         let found = unsafe { scatter(source, &pieces) };
         self.unpin(put);
         Ok((found, expected))
+    }
+
+    /// Keeps a complete object's bytes where they are, for a copy of it: where they are, and their checksum. Fails with
+    /// `Fenced` when it was released.
+    pub fn pin(self: &Arc<Self>, put: u64, key: &[u8]) -> Result<Pinned> {
+        let mut ledger = self.ledger.lock();
+        let entry = self.count(ledger.held_entry(put, key))?;
+        let (offset, length, checksum) = (entry.offset, entry.length, entry.checksum);
+        let pieces = [self.memory.piece(offset, length)?];
+        entry.pins += 1;
+        Ok(Pinned {
+            segment: self.clone(),
+            put,
+            pieces,
+            checksum,
+        })
     }
 
     /// Marks a put as complete and keeps its descriptor. From now on nobody can write there.

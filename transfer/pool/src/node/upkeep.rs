@@ -10,6 +10,7 @@ use kvstored_master::Lender;
 use parking_lot::{Condvar, Mutex};
 
 use super::Segment;
+use super::mover::Mover;
 use crate::directory::Directory;
 use crate::settings::NodeSettings;
 
@@ -32,6 +33,7 @@ pub(crate) struct Upkeep {
     segment: Arc<Segment>,
     directory: Arc<dyn Directory>,
     lender: Lender,
+    mover: Arc<Mover>,
     runtime: Runtime,
     state: Mutex<State>,
     changed: Condvar,
@@ -43,6 +45,7 @@ impl Upkeep {
         segment: Arc<Segment>,
         directory: Arc<dyn Directory>,
         lender: Lender,
+        mover: Arc<Mover>,
         runtime: Runtime,
     ) -> Self {
         Self {
@@ -50,6 +53,7 @@ impl Upkeep {
             segment,
             directory,
             lender,
+            mover,
             runtime,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -138,6 +142,7 @@ impl Upkeep {
             return self.mount_again(released);
         }
         self.state.lock().draining = orders.draining;
+        self.mover.set(orders.draining);
         // what is free at once is confirmed with the next question, which follows without a pause
         released.extend(orders.release.iter().filter(|put| self.segment.release(**put)));
         Ok(())

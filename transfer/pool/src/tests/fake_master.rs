@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use kvstored_master::{
-    Finished, Found, Holding, HoldingState, Lender, Location, Mounted, NewObject, NodeId, ObjectPage,
-    ObjectStatus, Orders, PutOptions, Ticket,
+    Drained, Finished, Found, Holding, HoldingState, Lender, Location, Mounted, Moves, NewObject, NodeId,
+    ObjectPage, ObjectStatus, Orders, PutOptions, Ticket,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -99,6 +99,7 @@ impl Directory for FakeMaster {
                         node,
                         control: lent.lender.control.as_str().into(),
                         engine: lent.lender.engine.as_str().into(),
+                        put,
                         offset,
                         token: token(state.epoch, &node, put, offset, object),
                     });
@@ -222,16 +223,17 @@ impl Directory for FakeMaster {
         Ok(keys.len() as u64)
     }
 
-    fn nodes(&self, _: Instant) -> Result<Vec<Location>> {
+    fn nodes(&self, _: Instant) -> Result<(Vec<Location>, bool)> {
         let state = self.state()?;
         let one = |(node, lent): (&NodeId, &Lent)| Location {
             node: *node,
             control: lent.lender.control.as_str().into(),
             engine: lent.lender.engine.as_str().into(),
+            put: 0,
             offset: 0,
             token: Box::default(),
         };
-        Ok(state.nodes.iter().map(one).collect())
+        Ok((state.nodes.iter().map(one).collect(), true))
     }
 
     fn ping(&self, _: Instant) -> Result<()> {
@@ -274,6 +276,7 @@ impl Directory for FakeMaster {
                 node: *node,
                 control: lent.lender.control.as_str().into(),
                 engine: lent.lender.engine.as_str().into(),
+                put: holding.put,
                 offset: holding.offset,
                 token: Box::default(),
             };
@@ -324,6 +327,14 @@ impl Directory for FakeMaster {
                 });
             }
         }
+    }
+
+    fn start_moves(&self, _: &NodeId, _: u64, _: &[NodeId], _: Instant) -> Result<Moves> {
+        self.state().map(|_| Moves::default())
+    }
+
+    fn drain(&self, _: &NodeId, _: Instant) -> Result<Drained> {
+        self.state().map(|_| Drained::default())
     }
 
     fn unmount(&self, node: &NodeId, _: Instant) -> Result<()> {

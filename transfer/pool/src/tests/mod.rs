@@ -1,6 +1,7 @@
 //! Nodes and clients together, over real sockets and real memory.
 
 mod contract;
+mod drains;
 mod fake_master;
 mod fake_state;
 mod faults;

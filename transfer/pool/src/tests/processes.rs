@@ -229,6 +229,53 @@ fn a_real_master_that_restarts_under_load_loses_nothing() {
     client.close();
 }
 
+/// In the virtual machine with a device: what a lender holds is written and read by verbs, and so is what it hands over.
+mod over_rdma {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs an RDMA device; `cargo xtask rdma` has one"]
+    fn puts_gets_and_copies_between_processes() {
+        let master = start_master(any_port());
+        let mut first = Lender::start(master.address(), TransportKind::Rdma);
+        let client = join(master.address(), 0, TransportKind::Rdma);
+        let buffer = client.allocate(2 << 16).unwrap();
+        let part = |at: usize| Piece {
+            address: buffer.address + at * (1 << 16),
+            length: 1 << 16,
+        };
+        let patient = || within(Duration::from_secs(60));
+        for number in 0..4u8 {
+            fill(part(0), u64::from(number));
+            client
+                .put(&k([number]), &[part(0)], &PutOptions::default(), patient())
+                .unwrap();
+        }
+        let all_come = || {
+            for number in 0..4u8 {
+                fill(part(1), 100);
+                // an emulated processor takes longer than a replica is given
+                let got = || client.get(&k([number]), &[part(1)], patient()).is_ok();
+                eventually("an object", got);
+                assert!(memory::copy_out(part(1)) == pattern(u64::from(number), 1 << 16));
+            }
+        };
+        all_come();
+        let _second = Lender::start(master.address(), TransportKind::Rdma);
+        master.drain(&first.id, false, false).unwrap();
+        eventually("copies", || {
+            let nodes = master.nodes().unwrap();
+            nodes
+                .iter()
+                .any(|node| node.drain.is_some_and(|drain| drain.moved_objects == 4))
+        });
+        first.kill();
+        client.forget_all();
+        all_come();
+        client.close();
+    }
+}
+
 #[test]
 fn a_stopped_master_stops_no_reader() {
     let transport = TransportKind::Tcp;

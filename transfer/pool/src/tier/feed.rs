@@ -109,10 +109,17 @@ impl Feed {
         }
         positions.asked_at = Some(now);
         // while no master answers, the nodes that it named last are asked on
-        let Ok(nodes) = self.client.pool_nodes(self.runtime.deadline(PATIENCE)) else {
+        let Ok((mut nodes, all)) = self.client.pool_nodes(self.runtime.deadline(PATIENCE)) else {
             return;
         };
         let alive: HashSet<NodeId> = nodes.iter().map(|node| node.node).collect();
+        if !all {
+            // a new leader hears of nodes one by one: those that it doesn't know yet hold what they held
+            let before = std::mem::take(&mut positions.nodes);
+            nodes.extend(before.into_iter().filter(|node| !alive.contains(&node.node)));
+            positions.nodes = nodes;
+            return;
+        }
         positions.by_node.retain(|node, _| {
             let stays = alive.contains(node);
             if !stays {

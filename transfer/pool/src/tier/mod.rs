@@ -43,6 +43,9 @@ pub struct TierSettings {
     pub read_timeout: Duration,
     /// How long a dump may take.
     pub write_timeout: Duration,
+    /// How long copying what this process's lent memory holds to other nodes may take when the tier stops; zero for not
+    /// copying at all.
+    pub drain_timeout: Duration,
 }
 
 impl Default for TierSettings {
@@ -54,6 +57,7 @@ impl Default for TierSettings {
             writers: 1,
             read_timeout: Duration::from_millis(900),
             write_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::ZERO,
         }
     }
 }
@@ -65,6 +69,8 @@ pub struct PoolTier {
     index: Arc<Index>,
     feed: Arc<Feed>,
     work: Arc<Work>,
+    drain_timeout: Duration,
+    runtime: Runtime,
     threads: Mutex<Vec<ThreadHandle>>,
 }
 
@@ -90,6 +96,8 @@ impl PoolTier {
             index,
             feed,
             work,
+            drain_timeout: settings.drain_timeout,
+            runtime: runtime.clone(),
             threads: Mutex::default(),
         });
         let start = |name: &str, body: Box<dyn FnOnce() + Send>| -> Result<()> {
@@ -222,7 +230,30 @@ impl Tier for PoolTier {
         }
         self.work.forget_memory();
         if let Some(node) = &self.node {
+            self.hand_over(node);
             node.shutdown();
+        }
+    }
+}
+
+impl PoolTier {
+    /// Has other nodes take what the lent memory holds.
+    fn hand_over(&self, node: &StorageNode) {
+        if self.drain_timeout.is_zero() {
+            return;
+        }
+        match node.drain(self.runtime.deadline(self.drain_timeout)) {
+            Ok(left) if left.replicas <= left.progress.leaving_replicas => tracing::info!(
+                moved = left.progress.moved_objects,
+                "what the lent memory held was copied to other nodes"
+            ),
+            Ok(left) => tracing::warn!(
+                moved = left.progress.moved_objects,
+                left = left.replicas - left.progress.leaving_replicas,
+                unplaced = left.progress.unplaced_objects,
+                "not all that the lent memory holds was copied to other nodes"
+            ),
+            Err(error) => tracing::warn!(%error, "what the lent memory holds goes with it"),
         }
     }
 }

@@ -7,7 +7,7 @@ use kvstored_core::ErrorKind;
 use proptest::prelude::*;
 
 use super::id;
-use super::world::{NODES, Owed, Pending, SEGMENT, TENANTS, World};
+use super::world::{NODES, Owed, Pending, SEGMENT, TENANTS, Told, World};
 use crate::types::*;
 
 #[derive(Clone, Debug)]
@@ -53,6 +53,13 @@ enum Step {
         node: usize,
         undo: bool,
     },
+    StartCopies {
+        node: usize,
+    },
+    EndCopy {
+        which: prop::sample::Index,
+        good: bool,
+    },
     Restart,
 }
 
@@ -72,7 +79,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1_u64..9000).prop_map(|ms| Step::Advance { ms }),
         1 => node.clone().prop_map(|node| Step::Kill { node }),
         1 => node.clone().prop_map(|node| Step::Mount { node }),
-        1 => (node, any::<bool>()).prop_map(|(node, undo)| Step::Drain { node, undo }),
+        2 => (node.clone(), prop::bool::weighted(0.3)).prop_map(|(node, undo)| Step::Drain { node, undo }),
+        4 => node.prop_map(|node| Step::StartCopies { node }),
+        6 => (any::<prop::sample::Index>(), prop::bool::weighted(0.8))
+            .prop_map(|(which, good)| Step::EndCopy { which, good }),
         1 => Just(Step::Restart),
     ]
 }
@@ -116,8 +126,12 @@ impl World {
                 self.draining[node] = !undo;
                 self.state.drain(&id(node as u8), false, undo, self.now).unwrap();
             }
+            Step::StartCopies { node } => self.start_copies(node),
+            Step::EndCopy { which, good } if !self.copies.is_empty() => {
+                self.end_copy(which.index(self.copies.len()), good);
+            }
             Step::Restart => self.restart(),
-            Step::End { .. } | Step::Revoke { .. } | Step::Drain { .. } => {}
+            Step::End { .. } | Step::Revoke { .. } | Step::Drain { .. } | Step::EndCopy { .. } => {}
         }
     }
 
@@ -168,16 +182,19 @@ impl World {
         let (_, key) = key_of(object);
         match (self.state.get(&key, self.now), self.owed.get(&key)) {
             (Ok(found), Some(owed)) => {
-                assert_eq!((found.put, found.checksum), (owed.put, owed.put));
-                let nodes = found
-                    .locations
-                    .iter()
-                    .map(|location| location.node[0] as usize)
-                    .collect();
-                assert_eq!(owed.nodes, nodes);
+                assert_eq!(found.checksum, owed.checksum);
+                assert!(!found.locations.is_empty());
                 for location in &found.locations {
-                    let range = &self.nodes[location.node[0] as usize].ranges[&found.put];
+                    let node = location.node[0] as usize;
+                    assert!(owed.nodes.contains(&node));
+                    let range = &self.nodes[node].ranges[&location.put];
                     assert!(range.sealed && !range.ordered && range.offset == location.offset);
+                    self.told.push(Told {
+                        key: key.clone(),
+                        node,
+                        put: location.put,
+                        until: self.now + found.lease,
+                    });
                 }
             }
             (Err(_), None) => {}
@@ -202,15 +219,17 @@ impl World {
         let outcome = self
             .state
             .remove(&key, force, self.now)
+            .map(drop)
             .map_err(|error| error.kind());
         let known = self.owed.get(&key);
         match known {
             Some(owed) if !force && owed.leased_until > self.now => assert_eq!(outcome, Err(ErrorKind::Busy)),
-            Some(owed) => assert_eq!(outcome, Ok(owed.put)),
+            Some(_) => assert_eq!(outcome, Ok(())),
             // an object being put is busy, and goes if forced
-            None => assert!(outcome != Ok(0)),
+            None => {}
         }
         if outcome.is_ok() {
+            self.told.retain(|told| told.key != key);
             self.owed.remove(&key);
             self.pending.retain(|pending| pending.key != key);
         }
@@ -237,7 +256,9 @@ impl World {
             );
             let colder = left
                 .iter()
-                .filter(|owed| owed.tenant == evicted.tenant && owed.leased_until <= now);
+                .filter(|owed| owed.tenant == evicted.tenant && owed.leased_until <= now)
+                // those on nodes that are being emptied free no room
+                .filter(|owed| owed.nodes.iter().any(|node| !self.draining[*node]));
             for other in colder {
                 let right = match (pinned(evicted), pinned(other)) {
                     (false, true) => true,
@@ -257,6 +278,7 @@ impl World {
         let alive = self.nodes.iter().filter(|node| node.alive).count() as u64;
         assert_eq!(status.capacity_bytes, alive * SEGMENT);
         let of_tenants: u64 = status.tenants.iter().map(|tenant| tenant.used_bytes).sum();
+        let of_tenants = of_tenants + self.uncharged_bytes();
         assert_eq!(of_tenants, status.used_bytes + status.quarantined_bytes);
         let of_nodes: u64 = self
             .state

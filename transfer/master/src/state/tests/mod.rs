@@ -4,6 +4,7 @@
 mod announcements;
 mod eviction;
 mod histories;
+mod moves;
 mod world;
 
 use std::time::{Duration, Instant};

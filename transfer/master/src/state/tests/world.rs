@@ -19,6 +19,7 @@ pub struct Range {
     pub offset: u64,
     pub length: u64,
     pub key: Box<[u8]>,
+    pub checksum: u64,
     pub sealed: bool,
     pub ordered: bool,
 }
@@ -36,6 +37,8 @@ pub struct WorldNode {
 #[derive(Clone, Debug)]
 pub struct Owed {
     pub put: u64,
+    /// That of the bytes: the first put that wrote them.
+    pub checksum: u64,
     pub nodes: BTreeSet<usize>,
     pub tenant: usize,
     pub leased_until: Instant,
@@ -51,6 +54,20 @@ pub struct Pending {
     pub until: Instant,
 }
 
+/// A copy that a node is making.
+pub struct Copy {
+    pub from: usize,
+    pub what: Move,
+}
+
+/// A replica that somebody was sent to, and until when it must stay.
+pub struct Told {
+    pub key: Box<[u8]>,
+    pub node: usize,
+    pub put: u64,
+    pub until: Instant,
+}
+
 pub struct World {
     pub state: State,
     pub settings: MasterSettings,
@@ -58,6 +75,8 @@ pub struct World {
     pub nodes: Vec<WorldNode>,
     pub owed: HashMap<Box<[u8]>, Owed>,
     pub pending: Vec<Pending>,
+    pub copies: Vec<Copy>,
+    pub told: Vec<Told>,
     pub draining: [bool; NODES],
     pub uses: u64,
     pub last_put: u64,
@@ -83,6 +102,8 @@ impl World {
             nodes: (0..NODES).map(|_| WorldNode::default()).collect(),
             owed: HashMap::new(),
             pending: Vec::new(),
+            copies: Vec::new(),
+            told: Vec::new(),
             draining: [false; NODES],
             uses: 0,
             last_put: 0,
@@ -111,7 +132,7 @@ impl World {
                 put: *put,
                 offset: range.offset,
                 length: range.length,
-                checksum: *put,
+                checksum: range.checksum,
                 state: match (range.ordered, range.sealed) {
                     (true, _) => HoldingState::Releasing,
                     (false, true) => HoldingState::Sealed,
@@ -146,18 +167,21 @@ impl World {
             self.uses += 1;
             let owed = self.owed.entry(holding.key.clone()).or_insert(Owed {
                 put: holding.put,
+                checksum: holding.checksum,
                 nodes: BTreeSet::new(),
                 tenant,
                 leased_until: self.now,
                 pinned_until: None,
                 last_use: self.uses,
             });
-            if owed.put > holding.put {
+            let same = owed.checksum == holding.checksum;
+            if owed.put > holding.put && !same {
                 continue;
             }
-            if owed.put < holding.put || owed.nodes.is_empty() {
+            if !same || owed.nodes.is_empty() {
                 *owed = Owed {
                     put: holding.put,
+                    checksum: holding.checksum,
                     nodes: BTreeSet::new(),
                     tenant,
                     leased_until: self.now + self.settings.lease,
@@ -194,6 +218,8 @@ impl World {
                 ..WorldNode::default()
             };
             self.draining[node] = false;
+            self.told.retain(|told| told.node != node);
+            self.copies.retain(|copy| copy.from != node);
             self.state.unmount(&id(node as u8), self.now);
             self.forget(node);
         }
@@ -205,6 +231,7 @@ impl World {
         self.state = State::new(self.settings.clone(), epoch, self.now).unwrap();
         self.owed.clear();
         self.pending.clear();
+        self.copies.clear();
         self.draining = [false; NODES];
         for node in 0..NODES {
             if self.nodes[node].alive {
@@ -234,6 +261,11 @@ impl World {
         assert!(!orders.announce);
         let place = &mut self.nodes[node];
         for put in orders.release {
+            let owed = self
+                .told
+                .iter()
+                .find(|told| (told.node, told.put) == (node, put) && told.until > self.now);
+            assert!(owed.is_none(), "put {put} goes although somebody was sent to it");
             place.highest_put = place.highest_put.max(put);
             if let Some(range) = place.ranges.get_mut(&put) {
                 range.ordered = true;
@@ -267,6 +299,7 @@ impl World {
                 offset: location.offset,
                 length,
                 key: key.into(),
+                checksum: ticket.put,
                 sealed: false,
                 ordered: false,
             };
@@ -307,6 +340,7 @@ impl World {
             self.uses += 1;
             let owed = Owed {
                 put: pending.ticket.put,
+                checksum: pending.ticket.put,
                 nodes: holders.iter().map(|node| node[0] as usize).collect(),
                 tenant: pending.tenant,
                 leased_until: self.now,
@@ -315,5 +349,85 @@ impl World {
             };
             self.owed.insert(pending.key, owed);
         }
+    }
+
+    /// A node that is being emptied begins the copies that it's told to make.
+    pub fn start_copies(&mut self, node: usize) {
+        if !self.nodes[node].alive {
+            return;
+        }
+        let epoch = self.state.epoch();
+        let moves = self
+            .state
+            .start_moves(&id(node as u8), epoch, &[], self.now)
+            .unwrap();
+        assert!(moves.moves.is_empty() || self.draining[node]);
+        for what in moves.moves {
+            let source = &self.nodes[node].ranges[&what.from_put];
+            assert!(source.sealed && !source.ordered && source.key == what.key);
+            assert_eq!((source.length, source.checksum), (what.length, what.checksum));
+            assert!(what.ticket.put > self.last_put, "numbers of puts don't grow");
+            self.last_put = what.ticket.put;
+            assert_eq!(what.ticket.locations.len(), 1);
+            let target = what.ticket.locations[0].node[0] as usize;
+            assert!(!self.draining[target], "a copy to a node that is being emptied");
+            assert!(
+                !self.owed[&what.key].nodes.contains(&target),
+                "a copy to a node that has one"
+            );
+            self.open(&what.ticket, &what.key, what.length);
+            self.copies.push(Copy { from: node, what });
+        }
+    }
+
+    /// A copy is written, or fails.
+    pub fn end_copy(&mut self, which: usize, good: bool) {
+        let Copy { from, what } = self.copies.swap_remove(which);
+        let put = what.ticket.put;
+        let target = what.ticket.locations[0].node[0] as usize;
+        let source = self.nodes[from].ranges.get(&what.from_put);
+        let readable = source.is_some_and(|range| !range.ordered);
+        let range = self.nodes[target].ranges.get_mut(&put);
+        let Some(range) = range.filter(|range| good && readable && !range.ordered) else {
+            self.state.revoke_put(&what.key, put);
+            return;
+        };
+        range.sealed = true;
+        range.checksum = what.checksum;
+        let finished = Finished {
+            key: &what.key,
+            put,
+            checksum: what.checksum,
+            nodes: &[id(target as u8)],
+            master_epoch: self.state.epoch(),
+        };
+        if self.state.end_put(&finished, self.now).is_ok() {
+            self.state.end_put(&finished, self.now).unwrap();
+            let owed = self.owed.get_mut(&what.key).expect("a copy of what nobody put");
+            assert_eq!(owed.checksum, what.checksum);
+            owed.nodes.insert(target);
+        }
+    }
+
+    /// Bytes that count against no tenant: of copies under way, and of what they were made from.
+    pub fn uncharged_bytes(&self) -> u64 {
+        let state = &self.state;
+        let live = |number: u32| !state.is_gone(number);
+        let slots = 0..state.objects.slots() as u32;
+        let of_objects: u64 = slots
+            .filter_map(|slot| state.objects.get(slot))
+            .map(|object| {
+                let moving = object.replicas.iter();
+                let moving = moving.filter(|one| !one.stays() && live(one.node)).count();
+                object.reserved() * moving as u64
+            })
+            .sum();
+        let nodes = state.nodes.iter().flatten();
+        let waiting = nodes.flat_map(|node| node.quarantine.values());
+        let of_nodes: u64 = waiting
+            .filter(|range| range.tenant.is_none())
+            .map(|range| range.bytes)
+            .sum();
+        of_objects + of_nodes
     }
 }
