@@ -1,5 +1,6 @@
 //! `kvstored ctl pool segments`.
 
+use std::fmt::Write;
 use std::process::ExitCode;
 
 use kvstored_core::Result;
@@ -60,12 +61,13 @@ fn progress(drain: &DrainProgress) -> String {
         (drain.leaving_replicas, "leased for a while"),
     ] {
         if count > 0 {
-            text.push_str(&format!(", {count} {what}"));
+            // writing to a string can't fail
+            let _ = write!(text, ", {count} {what}");
         }
     }
     if drain.unplaced_objects > 0 {
         let bytes = format_bytes(drain.unplaced_bytes);
-        text.push_str(&format!(", {} fit nowhere ({bytes})", drain.unplaced_objects));
+        let _ = write!(text, ", {} fit nowhere ({bytes})", drain.unplaced_objects);
     }
     text
 }

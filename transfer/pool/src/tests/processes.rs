@@ -244,12 +244,16 @@ mod over_rdma {
             address: buffer.address + at * (1 << 16),
             length: 1 << 16,
         };
-        let patient = || within(Duration::from_secs(60));
+        let patient = || within(Duration::from_mins(1));
         for number in 0..4u8 {
             fill(part(0), u64::from(number));
-            client
-                .put(&k([number]), &[part(0)], &PutOptions::default(), patient())
-                .unwrap();
+            // an emulated processor takes longer to connect than a replica is given
+            eventually("a put", || {
+                match client.put(&k([number]), &[part(0)], &PutOptions::default(), patient()) {
+                    Ok(()) => true,
+                    Err(error) => error.kind() == ErrorKind::AlreadyExists,
+                }
+            });
         }
         let all_come = || {
             for number in 0..4u8 {

@@ -166,7 +166,8 @@ fn a_copy_that_is_revoked_or_takes_too_long_is_over() {
     let again = moves(&mut state, now + SECOND).remove(0);
     assert_ne!(again.ticket.put, made.ticket.put);
     let late = now + SECOND + state.settings.put_discard;
-    alive(&mut state, 2, now + state.settings.put_discard);
+    let before = now + state.settings.put_discard;
+    alive(&mut state, 2, before);
     alive(&mut state, 2, late);
     assert_eq!(released(&mut state, 2, late), [again.ticket.put]);
     assert_eq!(
