@@ -15,6 +15,7 @@ use kvstored_core::tier::{Durability, NamespaceInfo};
 
 use crate::admin::NamespaceRow;
 use crate::copy::CopyPlan;
+use crate::device::Place;
 use crate::dump_session::DumpSession;
 use crate::request::{DumpRequest, LoadRequest, NamespaceHandle};
 use crate::session::{Session, Source, Until, unexpected};
@@ -109,6 +110,17 @@ impl Client {
     /// The tensors' memory must be writable, and used by nobody else, until the task has ended.
     #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
     pub unsafe fn load(&self, namespace: &NamespaceHandle, request: LoadRequest) -> Result<Task> {
+        // SAFETY: the caller vouches for the tensors' memory until the task's end.
+        unsafe { self.load_at(namespace, request, Place::Host) }
+    }
+
+    #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
+    pub(crate) unsafe fn load_at(
+        &self,
+        namespace: &NamespaceHandle,
+        request: LoadRequest,
+        place: Place,
+    ) -> Result<Task> {
         let LoadRequest {
             hashes,
             shards,
@@ -118,7 +130,7 @@ impl Client {
         } = request;
         let info = namespace.info.clone();
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
-        let plan = unsafe { CopyPlan::new(&info, hashes.len(), shards.clone(), tensors) }?;
+        let plan = unsafe { CopyPlan::new(&info, hashes.len(), shards.clone(), tensors, place) }?;
         let state = self.task(hashes.len(), shards, timeout);
         if !hashes.is_empty() {
             let job = LoadJob::new(
@@ -143,6 +155,17 @@ impl Client {
     /// The tensors' memory must be readable, and written by nobody, until the task has ended.
     #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
     pub unsafe fn dump(&self, namespace: &NamespaceHandle, request: DumpRequest) -> Result<Task> {
+        // SAFETY: the caller vouches for the tensors' memory until the task's end.
+        unsafe { self.dump_at(namespace, request, Place::Host) }
+    }
+
+    #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
+    pub(crate) unsafe fn dump_at(
+        &self,
+        namespace: &NamespaceHandle,
+        request: DumpRequest,
+        place: Place,
+    ) -> Result<Task> {
         let DumpRequest {
             hashes,
             parent,
@@ -153,7 +176,7 @@ impl Client {
         let info = namespace.info.clone();
         let shards = 0..info.layout.shards().len();
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
-        let plan = unsafe { CopyPlan::new(&info, hashes.len(), shards.clone(), tensors) }?;
+        let plan = unsafe { CopyPlan::new(&info, hashes.len(), shards.clone(), tensors, place) }?;
         let state = self.task(hashes.len(), shards, timeout);
         if !hashes.is_empty() {
             let job = DumpJob::new(&self.core, state.clone(), info, hashes, parent, plan, durability);

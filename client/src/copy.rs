@@ -3,11 +3,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvstored_core::checksum::Checksum;
+use kvstored_core::device::{CopyBatch, DeviceAddress, Direction};
 use kvstored_core::error::{Error, Result};
 use kvstored_core::memory::Arena;
 use kvstored_core::tier::NamespaceInfo;
+
+use crate::device::Place;
 
 /// One contiguous piece of engine memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +30,21 @@ pub(crate) struct CopyPlan {
     /// Where each shard of the range begins among a block's tensors, and the end.
     starts: Vec<usize>,
     block_bytes: usize,
+    place: Place,
 }
 
 impl CopyPlan {
     /// Checks count and sizes. Fails with `InvalidInput`, naming what is wrong.
     ///
     /// # Safety
-    /// The tensors' memory must be valid for the copies asked of the plan, and belong to nobody else meanwhile.
+    /// The tensors' memory must be valid for the copies asked of the plan, on the device if the place is one, and belong to
+    /// nobody else meanwhile. The place's event, if it has one, must be a live one of the device's runtime as long.
     pub(crate) unsafe fn new(
         info: &Arc<NamespaceInfo>,
         blocks: usize,
         shards: Range<usize>,
         tensors: Vec<TensorAddress>,
+        place: Place,
     ) -> Result<Self> {
         let count = info.layout.shards().len();
         let chosen = info
@@ -84,6 +91,7 @@ impl CopyPlan {
             tensors,
             starts,
             block_bytes,
+            place,
         })
     }
 
@@ -95,6 +103,93 @@ impl CopyPlan {
     /// Bytes copied per block.
     pub(crate) fn block_bytes(&self) -> usize {
         self.block_bytes
+    }
+
+    /// Whether the engine's memory is on a device: then blocks are copied many at a time.
+    pub(crate) fn is_on_device(&self) -> bool {
+        matches!(self.place, Place::Device(..))
+    }
+
+    /// Copies some shards of blocks into their images and returns the checksums of what was copied, of each block. A block
+    /// is its number and where its image begins in the arena.
+    pub(crate) fn copy_in_all(
+        &self,
+        blocks: &[(usize, usize)],
+        shards: &Range<usize>,
+        arena: &Arc<Arena>,
+        deadline: Instant,
+    ) -> Vec<Result<Vec<u64>>> {
+        let sums = |(block, image): &(usize, usize)| {
+            let shards = shards.clone();
+            if self.is_on_device() {
+                shards.map(|shard| self.sum(shard, arena, *image)).collect()
+            } else {
+                shards
+                    .map(|shard| self.copy_in(*block, shard, arena, *image))
+                    .collect()
+            }
+        };
+        if let Place::Device(..) = &self.place
+            && let Err(error) = self.batch(Direction::DeviceToHost, blocks, shards, arena, deadline)
+        {
+            return blocks.iter().map(|_| Err(error.clone())).collect();
+        }
+        blocks.iter().map(sums).collect()
+    }
+
+    /// Copies some shards of blocks to a device, in one call of it, from images that were verified.
+    pub(crate) fn copy_out_all(
+        &self,
+        blocks: &[(usize, usize)],
+        shards: &Range<usize>,
+        arena: &Arc<Arena>,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.batch(Direction::HostToDevice, blocks, shards, arena, deadline)
+    }
+
+    /// The checksum of a shard in the image at `image` in the arena.
+    pub(crate) fn sum(&self, shard: usize, arena: &Arena, image: usize) -> Result<u64> {
+        let bytes = self.info.layout.shard(shard)?.payload_bytes();
+        let offset = self
+            .info
+            .layout
+            .shard_offset(shard)
+            .and_then(|offset| offset.checked_add(image))
+            .ok_or_else(|| Error::internal(format!("shard {shard} is outside the copy plan")))?;
+        arena.checksum(offset, bytes)
+    }
+
+    /// One batch of copies for all of these blocks' shards, waited for.
+    fn batch(
+        &self,
+        direction: Direction,
+        blocks: &[(usize, usize)],
+        shards: &Range<usize>,
+        arena: &Arc<Arena>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let Place::Device(device, after) = &self.place else {
+            return Err(Error::internal("a batch for engine memory that's on no device"));
+        };
+        let mut batch = CopyBatch::new(direction);
+        for (block, image) in blocks {
+            for shard in shards.clone() {
+                let (mut offset, tensors) = self.shard(*block, shard, *image)?;
+                for tensor in tensors {
+                    let length = tensor.bytes as usize;
+                    let engine = DeviceAddress(tensor.address as u64);
+                    // SAFETY: whoever made the plan vouches for the engine's memory; the slots in the arena are the task's.
+                    unsafe { batch.arena_and_engine(arena, offset, engine, length) }?;
+                    offset += length;
+                }
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: whoever made the plan vouches for the event.
+        unsafe { device.copy(batch, arena, *after, deadline) }
     }
 
     /// Copies a block's shard out of the image at `image` in the arena and returns the checksum of what was copied.

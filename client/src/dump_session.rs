@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstored_core::block::BlockHash;
+use kvstored_core::device::RawEvent;
 use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::tier::{Durability, NamespaceInfo};
 
 use crate::copy::{CopyPlan, TensorAddress};
+use crate::device::{DeviceHandle, Place};
 use crate::session::{PooledSession, Until, unexpected};
 use crate::task::{BlockOutcome, Task, TaskState};
 use crate::wire::{Answer, Granted, Request};
@@ -88,9 +90,32 @@ impl DumpSession {
     /// The tensors' memory must be readable, and written by nobody, until the returned task has ended.
     #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
     pub unsafe fn put_shard(&self, shard: usize, tensors: Vec<TensorAddress>) -> Result<Task> {
+        // SAFETY: the caller vouches for the tensors' memory until the task's end.
+        unsafe { self.put(shard, tensors, Place::Host) }
+    }
+
+    /// As [`DumpSession::put_shard`], from memory on a device, with copies that begin after the engine's event.
+    ///
+    /// # Safety
+    /// As for [`DumpSession::put_shard`], on the device; the event must be a live one of the device's runtime in this
+    /// process, until the returned task has ended.
+    #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
+    pub unsafe fn put_shard_from_device(
+        &self,
+        shard: usize,
+        tensors: Vec<TensorAddress>,
+        device: &DeviceHandle,
+        after: Option<RawEvent>,
+    ) -> Result<Task> {
+        // SAFETY: the caller vouches for the tensors' memory and the event until the task's end.
+        unsafe { self.put(shard, tensors, device.place(after)) }
+    }
+
+    #[allow(unsafe_code)] // the caller's promise is passed on to the copy plan
+    unsafe fn put(&self, shard: usize, tensors: Vec<TensorAddress>, place: Place) -> Result<Task> {
         self.info.layout.shard(shard)?;
         // SAFETY: the caller vouches for the tensors' memory until the task's end.
-        let plan = unsafe { CopyPlan::new(&self.info, self.blocks, shard..shard + 1, tensors) }?;
+        let plan = unsafe { CopyPlan::new(&self.info, self.blocks, shard..shard + 1, tensors, place) }?;
         let deadline = self.core.runtime.deadline(self.core.settings.timeout);
         let state = self.core.task(self.blocks, shard..shard + 1, deadline);
         self.dump.begin_shard(shard)?;

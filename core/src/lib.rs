@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod checksum;
+pub mod device;
 pub mod engine;
 pub mod envelope;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod size;
 pub mod tier;
 
 pub use block::{BlockHash, BlockKey, Namespace};
+pub use device::Device;
 pub use engine::{Acquired, Engine, EngineSettings, EngineStatistics, Reservation, Reserved};
 pub use envelope::Envelope;
 pub use error::{Error, ErrorKind, Result};

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 /// One word of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TierKind {
+    /// Spare memory of a device.
+    Hbm,
     /// Shared host DRAM.
     Cache,
     /// The pooled DRAM of all nodes.
@@ -28,6 +30,7 @@ impl TierKind {
     /// The word in pipelines, metrics and logs; for a plugin the word before its name.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Hbm => "Hbm",
             Self::Cache => "Cache",
             Self::Pool => "Pool",
             Self::Posix => "Posix",
@@ -61,7 +64,7 @@ fn plugin_name(word: &str) -> Option<&str> {
     word.strip_prefix("Plugin(")?.strip_suffix(')')
 }
 
-/// A parsed pipeline: at least one tier, none twice, `Cache` only in front.
+/// A parsed pipeline: at least one tier, none twice, `Hbm` only in front and `Cache` only in front of all but `Hbm`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pipeline {
     tiers: Vec<TierKind>,
@@ -90,6 +93,7 @@ impl FromStr for Pipeline {
         let mut tiers = Vec::new();
         for word in text.split('|').map(str::trim) {
             let kind = match word {
+                "Hbm" => TierKind::Hbm,
                 "Cache" => TierKind::Cache,
                 "Pool" => TierKind::Pool,
                 "Posix" => TierKind::Posix,
@@ -105,22 +109,27 @@ impl FromStr for Pipeline {
                         "tier \"{word}\": a plugin is written Plugin(name), with 1 to 64 of a-z, 0-9, - and _"
                     )));
                 }
-                "Hbm" | "Ds3fs" => {
+                "Ds3fs" => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is not in this build; it has Cache, Pool, Posix, S3, Empty and Fake"
+                        "tier \"{word}\" is not in this build; it has Hbm, Cache, Pool, Posix, S3, Empty and Fake"
                     )));
                 }
                 _ => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is unknown; known are Cache, Pool, Posix, S3, Empty and Fake"
+                        "tier \"{word}\" is unknown; known are Hbm, Cache, Pool, Posix, S3, Empty and Fake"
                     )));
                 }
             };
             if tiers.contains(&kind) {
                 return Err(invalid(format!("tier \"{word}\" occurs twice")));
             }
-            if kind == TierKind::Cache && !tiers.is_empty() {
-                return Err(invalid("Cache must be the first tier".into()));
+            if kind == TierKind::Hbm && !tiers.is_empty() {
+                return Err(invalid("Hbm must be the first tier".into()));
+            }
+            if kind == TierKind::Cache && tiers.iter().any(|tier| *tier != TierKind::Hbm) {
+                return Err(invalid(
+                    "Cache must be the first tier, or the second behind Hbm".into(),
+                ));
             }
             if tiers.len() == Self::MAX_TIERS {
                 return Err(invalid(format!("more than {} tiers", Self::MAX_TIERS)));
@@ -152,6 +161,8 @@ mod tests {
         for text in [
             "Cache|Posix",
             "Cache|Pool|Posix",
+            "Hbm|Cache|Posix",
+            "Hbm|Posix",
             "Posix",
             "Cache|Posix|S3",
             "Cache|Plugin(my-tier_2)|Posix",
@@ -172,6 +183,9 @@ mod tests {
             ("Cash|Posix", "\"Cash\" is unknown"),
             ("Cache|Cache", "twice"),
             ("Posix|Cache", "first"),
+            ("Hbm|Posix|Cache", "behind Hbm"),
+            ("Cache|Hbm", "Hbm must be the first"),
+            ("Hbm|Hbm", "twice"),
             ("Cache|Ds3fs", "\"Ds3fs\" is not in this build"),
             ("Plugin", "written Plugin(name)"),
             ("Cache|Plugin(../up)", "\"Plugin(../up)\": a plugin is written"),

@@ -173,10 +173,15 @@ pub struct TierStatistics {
     pub quarantined_blocks: u64,
     /// Writes refused for want of space or quota.
     pub refused_writes: u64,
-    /// Breaches of the contract and deadlines missed, by a tier that isn't ours.
+    /// Breaches of the contract and deadlines missed, by a tier that isn't ours, and failures of a device.
     pub faults: u64,
-    /// Bytes of buffers that such a tier keeps past its deadline; nothing else uses them until it gives them back.
+    /// Bytes of buffers that such a tier, or a device, keeps past its deadline; nothing else uses them until they are given
+    /// back.
     pub held_bytes: u64,
+    /// Calls that handed copies to a device. A batch of operations is one, however many copies it has.
+    pub device_calls: u64,
+    /// Copies in those calls.
+    pub device_copies: u64,
     /// Whether the tier works; a degraded tier answers misses and heals by itself.
     pub degraded: bool,
     /// Why it's degraded.
@@ -198,6 +203,11 @@ pub trait Tier: Send + Sync + 'static {
     /// are bounded all the same.
     fn write_depth(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether blocks that were found further down are written here too, so that the next load finds them nearer.
+    fn takes_promotions(&self) -> bool {
+        false
     }
 
     /// Makes a namespace known. Idempotent; fails with `Mismatch` if the tier holds the namespace under

@@ -116,6 +116,14 @@ mod tests {
             package("transfer", &[("./core", false)]),
             package("plugins/abi", &[("./core", false)]),
             package("plugins/ds3fs", &[("./plugins/abi", false)]),
+            package(
+                "plugins/ascend",
+                &[("./plugins/abi/sdk", false), ("libloading", false)],
+            ),
+            package(
+                "plugins/emulators/cuda",
+                &[("./plugins/emulators/ascendcl", false)],
+            ),
             package("plugins/conformance", &[("./core", false), ("./backends", true)]),
             package(
                 "server",
@@ -156,6 +164,9 @@ mod tests {
             ("plugins/conformance", "backends"),
             ("python", "plugins/conformance"),
             ("plugins/ds3fs", "plugins/cuda"),
+            ("plugins/ascend", "plugins/emulators"),
+            ("plugins/abi", "plugins/emulators"),
+            ("plugins/emulators", "core"),
             ("server", "benches"),
             ("newcomer", "core"),
         ] {

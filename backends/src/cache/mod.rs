@@ -3,14 +3,11 @@
 //! One arena is cut into slots, each holding a block's whole image. A slot has one writer until it's published
 //! and is never written afterwards; guards pin it while somebody copies from it or a device reads it.
 
-mod extents;
 mod mapping;
 mod settings;
-mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -23,12 +20,12 @@ use kvstored_core::layout::PAGE_BYTES;
 use kvstored_core::memory::{Arena, SlotGuard, SlotOwner};
 use kvstored_core::quota::QuotaLedger;
 use kvstored_core::tier::{Action, MemoryTier, NamespaceInfo, Operation, Tier, TierStatistics};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 pub use mapping::{Mapping, PageKind, map_arena};
 pub use settings::CacheSettings;
 
-use state::{Cut, NamespaceIndex, State};
+use crate::slots::{Cut, Indexes, State};
 
 /// The share of the capacity kept aside for the tier's own tables: one part in this many.
 const TABLE_SHARE: u64 = 256;
@@ -38,7 +35,7 @@ pub struct CacheTier {
     this: Weak<CacheTier>,
     settings: CacheSettings,
     mapping: Mapping,
-    indexes: Arc<RwLock<HashMap<Namespace, NamespaceIndex>>>,
+    indexes: Indexes,
     state: Mutex<State>,
     notify: OnceLock<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -63,15 +60,16 @@ impl CacheTier {
             policy = settings.policy.name(),
             "cache buffer mapped"
         );
-        let indexes = Arc::new(RwLock::default());
+        let indexes = Indexes::default();
         let shadow = (settings.keep && settings.shadow_sample_one_in > 0)
             .then(|| ShadowCaches::new(1024, settings.shadow_sample_one_in));
         let policy = settings.policy.build();
         let state = State::new(
+            "cache buffer",
             length,
             policy,
             settings.keep,
-            Arc::clone(&indexes),
+            indexes.clone(),
             quotas,
             shadow,
         );
@@ -103,10 +101,6 @@ impl CacheTier {
             .as_ref()
             .map(ShadowCaches::results)
             .unwrap_or_default()
-    }
-
-    fn index(&self, namespace: &Namespace) -> Option<NamespaceIndex> {
-        self.indexes.read().get(namespace).cloned()
     }
 
     fn guard(&self, (slot, offset, length): Cut) -> Result<SlotGuard> {
@@ -187,19 +181,16 @@ impl Tier for CacheTier {
     }
 
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {
-        self.indexes.write().entry(namespace.namespace).or_default();
+        self.indexes.open(&namespace.namespace);
         Ok(())
     }
 
     fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
-        if let Some(index) = self.index(&namespace.namespace) {
-            index.read().lookup(hashes, present);
-        }
+        self.indexes.lookup(namespace, hashes, present);
     }
 
     fn lookup_on_prefix(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> usize {
-        self.index(&namespace.namespace)
-            .map_or(0, |index| index.read().lookup_on_prefix(hashes))
+        self.indexes.lookup_on_prefix(namespace, hashes)
     }
 
     /// Copies between the arena's slots and foreign buffers: what a faster tier in front would ask for.
@@ -218,7 +209,7 @@ impl Tier for CacheTier {
     }
 
     fn purge(&self, namespace: &Namespace) -> Result<u64> {
-        let Some(index) = self.index(namespace) else {
+        let Some(index) = self.indexes.get(namespace) else {
             return Ok(0);
         };
         let mut dropped = 0;
@@ -232,13 +223,7 @@ impl Tier for CacheTier {
     }
 
     fn statistics(&self) -> TierStatistics {
-        let indexes: Vec<NamespaceIndex> = self.indexes.read().values().cloned().collect();
-        let (mut blocks, mut index_bytes) = (0, 0);
-        for index in indexes {
-            let index = index.read();
-            blocks += index.len() as u64;
-            index_bytes += index.memory_bytes() as u64;
-        }
+        let (blocks, mut index_bytes) = self.indexes.totals();
         let state = self.state.lock();
         index_bytes += state.table_bytes() as u64;
         TierStatistics {
@@ -253,36 +238,11 @@ impl Tier for CacheTier {
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {
-        let mut wanted: Vec<Namespace> = match namespace {
-            Some(namespace) => vec![*namespace],
-            None => self.indexes.read().keys().copied().collect(),
-        };
-        wanted.sort_unstable();
-        let mut keys = Vec::new();
-        for namespace in wanted {
-            let behind = match after {
-                Some(after) if namespace < after.namespace => continue,
-                Some(after) if namespace == after.namespace => Some(&after.hash),
-                _ => None,
-            };
-            let Some(index) = self.index(&namespace) else {
-                continue;
-            };
-            let hashes = index.read().list_after(behind, limit - keys.len());
-            keys.extend(hashes.into_iter().map(|hash| BlockKey { namespace, hash }));
-            if keys.len() >= limit {
-                break;
-            }
-        }
-        keys
+        self.indexes.list(namespace, after, limit)
     }
 
     fn namespaces(&self) -> Vec<(Namespace, u64)> {
-        let indexes = self.indexes.read();
-        indexes
-            .iter()
-            .map(|(namespace, index)| (*namespace, index.read().len() as u64))
-            .collect()
+        self.indexes.namespaces()
     }
 
     fn observe(&self, events: EventSink) {

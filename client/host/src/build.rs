@@ -1,5 +1,6 @@
 //! From settings to objects: tiers, quotas and the engine over them.
 
+mod hbm;
 mod plugin;
 mod pool;
 
@@ -12,6 +13,7 @@ use kvstored_backends::io::{IoPreference, IoSettings};
 use kvstored_backends::null::NullTier;
 use kvstored_backends::posix::{PosixSettings, PosixTier};
 use kvstored_core::quota::{QuotaLedger, QuotaSettings};
+use kvstored_core::tier::MemoryTier as _;
 use kvstored_core::tier::Tier;
 use kvstored_core::{Engine, EngineSettings, Error, Result, Runtime, TierKind};
 use kvstored_object::S3Tier;
@@ -49,6 +51,12 @@ pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result
     for kind in settings.pipeline.tiers() {
         match kind {
             TierKind::Cache => {}
+            TierKind::Hbm => {
+                let tier = hbm::open_hbm(settings, &runtime)?;
+                // its copies go from and to the slots of the cache
+                tier.register(cache.arena());
+                lower.push(tier);
+            }
             TierKind::Posix => {
                 let tier = open_posix(settings, &runtime)?;
                 lower.push(tier.clone());
@@ -71,6 +79,7 @@ pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result
 pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) -> Result<Arc<dyn Tier>> {
     let missing = |what: &str| Error::internal(format!("a pipeline with a {what} and no settings for it"));
     Ok(match kind {
+        TierKind::Hbm => hbm::open_hbm(settings, runtime)?,
         TierKind::Cache => open_cache(settings, true, false)?,
         TierKind::Empty => Arc::new(NullTier::empty()),
         TierKind::Fake => Arc::new(NullTier::fake()),

@@ -1,3 +1,4 @@
+mod device;
 mod embedded;
 mod hangs;
 mod layerwise;

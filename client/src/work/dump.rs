@@ -196,36 +196,50 @@ impl Dumping<'_> {
         let task = &self.job.task;
         let arena = self.session.arena().clone();
         let (mut filled, mut indices, mut ended) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut busy, mut stopped) = (false, None);
+        let (mut busy, mut slots) = (false, Vec::new());
         for (index, granted) in window.into_iter().zip(granted) {
-            stopped = stopped.or_else(|| self.core.stopped(task));
-            match (granted, &stopped) {
-                (_, Some(error)) => ended.push((index, BlockOutcome::Failed(error.clone()))),
-                (Granted::Slot { reservation, offset }, None) => {
-                    let shards = self.job.plan.shards();
-                    let checksums: Result<Vec<u64>> = shards
-                        .map(|shard| self.job.plan.copy_in(index, shard, &arena, offset as usize))
-                        .collect();
-                    match checksums {
-                        Ok(checksums) => {
-                            filled.push((reservation, checksums));
-                            indices.push(index);
-                        }
-                        Err(error) => {
-                            self.session.tell(Request::Abort {
-                                reservations: vec![reservation].into(),
-                            });
-                            ended.push((index, BlockOutcome::Failed(error)));
-                        }
-                    }
-                }
-                (Granted::Present, None) => ended.push((index, BlockOutcome::Present)),
-                (Granted::Refused(failure), None) if failure.kind == ErrorKind::Busy => {
+            match granted {
+                Granted::Slot { reservation, offset } => slots.push((index, reservation, offset as usize)),
+                Granted::Present => ended.push((index, BlockOutcome::Present)),
+                Granted::Refused(failure) if failure.kind == ErrorKind::Busy => {
                     busy = true;
                     self.retry.push(index);
                 }
-                (Granted::Refused(failure), None) => {
+                Granted::Refused(failure) => {
                     ended.push((index, BlockOutcome::Failed(failure.into())));
+                }
+            }
+        }
+        // on a device all at once, and here one after the other, so that a cancelled task ends soon
+        let at_once = if self.job.plan.is_on_device() {
+            slots.len().max(1)
+        } else {
+            1
+        };
+        let mut stopped = None;
+        for part in slots.chunks(at_once) {
+            stopped = stopped.or_else(|| self.core.stopped(task));
+            if let Some(error) = &stopped {
+                let failed =
+                    |(index, ..): &(usize, u64, usize)| (*index, BlockOutcome::Failed(error.clone()));
+                ended.extend(part.iter().map(failed));
+                continue;
+            }
+            let blocks: Vec<(usize, usize)> = part.iter().map(|(index, _, image)| (*index, *image)).collect();
+            let (plan, deadline) = (&self.job.plan, task.deadline());
+            let copied = plan.copy_in_all(&blocks, &plan.shards(), &arena, deadline);
+            for ((index, reservation, _), checksums) in part.iter().zip(copied) {
+                match checksums {
+                    Ok(checksums) => {
+                        filled.push((*reservation, checksums));
+                        indices.push(*index);
+                    }
+                    Err(error) => {
+                        self.session.tell(Request::Abort {
+                            reservations: vec![*reservation].into(),
+                        });
+                        ended.push((*index, BlockOutcome::Failed(error)));
+                    }
                 }
             }
         }

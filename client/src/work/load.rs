@@ -1,5 +1,7 @@
 //! Loads: acquire a window of blocks, check and copy them out, release.
 
+mod device;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -157,16 +159,20 @@ impl Loading<'_> {
                 self.acquire(window)?;
             }
             let Some(blocks) = self.land()? else { return Ok(()) };
-            let mut leases = Vec::with_capacity(blocks.len());
+            let leases: Vec<u64> = blocks.iter().map(|block| block.held.lease).collect();
             let mut outcomes = Vec::with_capacity(blocks.len());
-            let mut stopped = None;
-            for block in &blocks {
+            let mut stopped = self.core.stopped(&self.job.task);
+            if self.job.plan.is_on_device() && stopped.is_none() {
+                let all: Vec<&Block> = blocks.iter().collect();
+                let copied = self.copy_to_device(&all, &self.job.plan.shards());
+                outcomes.extend(blocks.iter().map(|block| block.index).zip(copied));
+            }
+            for block in blocks.iter().skip(outcomes.len()) {
                 stopped = stopped.or_else(|| self.core.stopped(&self.job.task));
                 let outcome = match &stopped {
                     Some(error) => BlockOutcome::Failed(error.clone()),
                     None => self.copy(block, self.job.plan.shards())?,
                 };
-                leases.push(block.held.lease);
                 outcomes.push((block.index, outcome));
             }
             self.job.task.finish(outcomes);
@@ -209,26 +215,14 @@ impl Loading<'_> {
                 self.acquire(window.to_vec())?;
             }
             let Some(landed) = self.land()? else { break };
-            for block in &landed {
-                if let Some(error) = self.core.stopped(task) {
-                    return Err(error);
-                }
-                let outcome = self.copy(block, shards.start..shards.start + 1)?;
-                outcomes.push((!matches!(outcome, BlockOutcome::Loaded { .. })).then_some(outcome));
-            }
+            let mut of_landed = vec![None; landed.len()];
+            self.copy_shard(&landed, &mut of_landed, shards.start)?;
+            outcomes.extend(of_landed);
             task.shard_done(landed.iter().map(|block| block.index));
             blocks.extend(landed);
         }
         for shard in shards.start + 1..shards.end {
-            for (block, outcome) in blocks.iter().zip(&mut outcomes) {
-                if let Some(error) = self.core.stopped(task) {
-                    return Err(error);
-                }
-                if outcome.is_none() {
-                    let copied = self.copy(block, shard..shard + 1)?;
-                    *outcome = (!matches!(copied, BlockOutcome::Loaded { .. })).then_some(copied);
-                }
-            }
+            self.copy_shard(&blocks, &mut outcomes, shard)?;
             task.shard_done(blocks.iter().map(|block| block.index));
         }
         let loaded = |block: &Block| BlockOutcome::Loaded {

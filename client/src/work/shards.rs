@@ -308,27 +308,41 @@ impl ShardJob {
             return false;
         }
         let (mut copied, mut outcomes) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
+        let mut slots = Vec::with_capacity(window.len());
         for (index, place) in self.dump.begin_window(&window) {
+            match place {
+                Ok(offset) => slots.push((index, offset as usize)),
+                Err(outcome) => outcomes.push((index, outcome)),
+            }
+        }
+        let at_once = if self.plan.is_on_device() {
+            slots.len().max(1)
+        } else {
+            1
+        };
+        let shards = self.shard..self.shard + 1;
+        for part in slots.chunks(at_once) {
             let stopped = core.stopped(&self.task).or_else(|| core.stopped(&self.dump.task));
-            let outcome = match (place, stopped) {
-                (Ok(offset), None) => {
-                    let result = self
-                        .plan
-                        .copy_in(index, self.shard, &self.dump.arena, offset as usize);
-                    let outcome = match &result {
+            let results = match stopped {
+                Some(error) => part.iter().map(|_| Err(error.clone())).collect(),
+                None => self
+                    .plan
+                    .copy_in_all(part, &shards, &self.dump.arena, self.task.deadline()),
+            };
+            for ((index, _), result) in part.iter().zip(results) {
+                let sum: Result<u64> = result.and_then(|sums| {
+                    let first = sums.first().copied();
+                    first.ok_or_else(|| Error::internal("a copy without a checksum"))
+                });
+                outcomes.push((
+                    *index,
+                    match &sum {
                         Ok(_) => BlockOutcome::Copied,
                         Err(error) => BlockOutcome::Failed(error.clone()),
-                    };
-                    copied.push((index, result));
-                    outcome
-                }
-                (Ok(_), Some(error)) => {
-                    copied.push((index, Err(error.clone())));
-                    BlockOutcome::Failed(error)
-                }
-                (Err(outcome), _) => outcome,
-            };
-            outcomes.push((index, outcome));
+                    },
+                ));
+                copied.push((*index, sum));
+            }
         }
         self.dump.end_window(core, self.shard, copied);
         self.task.finish(outcomes);

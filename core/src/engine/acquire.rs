@@ -175,10 +175,11 @@ impl Engine {
                 self.flights.land(
                     &key,
                     &Ok(Acquired {
-                        slot,
+                        slot: slot.clone(),
                         tier: source + 1,
                     }),
                 );
+                self.offer(namespace, hash, &slot, source);
             }
             Err(error) => {
                 // a tier further down may still have it

@@ -16,6 +16,8 @@ struct PendingWrite {
     slot: SlotGuard,
     durability: Durability,
     acknowledge: Option<CommitDone>,
+    /// Whether the tiers further down get it afterwards.
+    onward: bool,
 }
 
 /// Writes that wait for a tier. Each holds a slot, so the pool bounds the queue.
@@ -53,8 +55,35 @@ impl Engine {
             slot,
             durability,
             acknowledge,
+            onward: true,
         };
         self.enqueue_write(0, pending);
+    }
+
+    /// Offers a block that was found in a lower tier to those in front of it that want such blocks. Nobody waits for it, and
+    /// a tier that has enough to do isn't asked: the block is safe where it was found.
+    pub(super) fn offer(
+        &self,
+        namespace: &Arc<NamespaceInfo>,
+        hash: BlockHash,
+        slot: &SlotGuard,
+        found: usize,
+    ) {
+        for (lower, tier) in self.lower.iter().enumerate().take(found) {
+            let depth = tier.write_depth().unwrap_or(self.settings.write_depth);
+            let waiting = self.writes.get(lower).map_or(0, |queue| queue.lock().depth());
+            if tier.takes_promotions() && waiting < depth {
+                let offered = PendingWrite {
+                    namespace: namespace.clone(),
+                    hash,
+                    slot: slot.clone(),
+                    durability: Durability::Memory,
+                    acknowledge: None,
+                    onward: false,
+                };
+                self.enqueue_write(lower, offered);
+            }
+        }
     }
 
     fn enqueue_write(&self, lower: usize, write: PendingWrite) {
@@ -105,6 +134,7 @@ impl Engine {
             slot,
             durability,
             acknowledge,
+            onward,
         } = write;
         let (engine, info) = (self.this.clone(), namespace.clone());
         Operation {
@@ -123,6 +153,7 @@ impl Engine {
                         slot,
                         durability,
                         acknowledge,
+                        onward,
                     },
                     result,
                 );
@@ -156,7 +187,8 @@ impl Engine {
             }
             (None, None) => {}
         }
-        if (error.is_none() || self.is_only_memory(lower)) && lower + 1 < self.lower.len() {
+        let goes_on = write.onward && (error.is_none() || self.is_only_memory(lower));
+        if goes_on && lower + 1 < self.lower.len() {
             self.enqueue_write(lower + 1, write);
         } else {
             drop(write);

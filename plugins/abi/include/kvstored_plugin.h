@@ -1,12 +1,12 @@
 /*
- * The C interface between kvstored and a plugged-in tier, version 1.0. docs/plugin-abi.md explains it and has a
- * tutorial; this file is enough to compile a plugin.
+ * The C interface between kvstored and a plugged-in tier or device, version 1.1. docs/plugin-abi.md explains it and has
+ * a tutorial; this file is enough to compile a plugin. 1.1 adds devices.
  *
  * A plugin is a shared object that exports one function, kvstored_plugin_entry. It's loaded once and never unloaded.
  *
  * Rules for both sides
  *  - Structs that carry struct_size may grow at their end in a later minor version. Read only fields that lie within
- *    the struct_size given. kvstored_text, kvstored_hash, kvstored_key and kvstored_setting never change.
+ *    the struct_size given. kvstored_text, kvstored_hash, kvstored_key, kvstored_setting and kvstored_copy never change.
  *  - Nothing that one side allocates is freed by the other. What a pointer points to is lent for the length of the
  *    call, unless said otherwise.
  *  - No exception, longjmp or unwinding crosses a call.
@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* Major version in the upper 16 bits: another major version is refused. A minor version only adds. */
-#define KVSTORED_ABI_VERSION 0x00010000u
+#define KVSTORED_ABI_VERSION 0x00010001u
 
 /* Outcomes. */
 #define KVSTORED_OK 0
@@ -59,6 +59,14 @@ extern "C" {
 #define KVSTORED_LOG_WARNING 2u
 #define KVSTORED_LOG_INFO 3u
 #define KVSTORED_LOG_DEBUG 4u
+
+/* From where to where a batch of copies goes. */
+#define KVSTORED_HOST_TO_DEVICE 1u
+#define KVSTORED_DEVICE_TO_HOST 2u
+#define KVSTORED_DEVICE_TO_DEVICE 3u
+
+/* The longest key of shared device memory. */
+#define KVSTORED_MOST_KEY_BYTES 512u
 
 typedef struct kvstored_text {
     const char *data;
@@ -123,8 +131,8 @@ typedef struct kvstored_statistics {
 } kvstored_statistics;
 
 /*
- * What kvstored gives to a tier at open; valid for ever, after close too. All functions may be called from any thread,
- * also from within a call of the tier, and return soon.
+ * What kvstored gives to a tier or a device at open; valid for ever, after close too. All functions may be called from any
+ * thread, also from within a call of the tier, and return soon. For a device complete, stored and removed are null.
  */
 typedef struct kvstored_host {
     uint32_t struct_size;
@@ -171,12 +179,80 @@ typedef struct kvstored_tier {
     void (*close)(void *tier);
 } kvstored_tier;
 
+/* One copy of a batch. An address on the host's side is a pointer, one on the device's side what allocate gave. */
+typedef struct kvstored_copy {
+    uint64_t destination;
+    uint64_t source;
+    uint64_t bytes;
+} kvstored_copy;
+
+/* What a device has been asked for. Counters only grow. */
+typedef struct kvstored_device_statistics {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t batch_calls;  /* calls of the vendor's library that took many copies */
+    uint64_t single_calls; /* calls of it that took one */
+    uint64_t copies;
+    uint64_t copied_bytes;
+} kvstored_device_statistics;
+
+/*
+ * A device's functions, since 1.1. Those marked optional may be null. kvstored calls them from any thread, many at a time;
+ * a thread that the device's library has to know first calls bind_thread before anything else. All but the synchronize
+ * ones return soon. Streams, events and addresses are numbers of the device's own; an event may also be the engine's, by
+ * the handle that the vendor's library knows it by.
+ */
+typedef struct kvstored_device {
+    uint32_t struct_size;
+    uint32_t reserved;
+    /* Makes a device, e.g. by the number in the settings. Unknown keys should be refused. */
+    int32_t (*open)(const kvstored_host *host, const kvstored_setting *settings, uint64_t count, void **device);
+    /* Ends the device. Nothing is called afterwards. */
+    void (*close)(void *device);
+    /* Why the latest call on this thread failed: copies up to capacity bytes of text, returns how many. */
+    uint64_t (*last_error)(char *text, uint64_t capacity);
+    /* Makes the device the calling thread's. */
+    int32_t (*bind_thread)(void *device);
+    int32_t (*memory)(void *device, uint64_t *free_bytes, uint64_t *total_bytes);
+    /* KVSTORED_NO_SPACE when there isn't as much. */
+    int32_t (*allocate)(void *device, uint64_t bytes, uint64_t *address);
+    int32_t (*release)(void *device, uint64_t address);
+    /* Optional, both or neither: memory of the host that copies go from and to. */
+    int32_t (*register_host)(void *device, void *address, uint64_t bytes);
+    int32_t (*unregister_host)(void *device, void *address);
+    int32_t (*create_stream)(void *device, uint64_t *stream);
+    int32_t (*destroy_stream)(void *device, uint64_t stream);
+    /*
+     * Hands copies to a stream, in as few calls of the vendor's library as it can, and returns before they are done. The
+     * array is lent for the call, the memory until the stream has passed the copies.
+     */
+    int32_t (*copy)(void *device, uint64_t stream, uint32_t direction, const kvstored_copy *copies, uint64_t count);
+    /* Waits for all that the stream was given; KVSTORED_TIMED_OUT after that time. Says what failed since the last call. */
+    int32_t (*synchronize_stream)(void *device, uint64_t stream, uint64_t timeout_ms);
+    /* Optional: drops what the stream hasn't begun. */
+    int32_t (*abort_stream)(void *device, uint64_t stream);
+    int32_t (*create_event)(void *device, uint64_t *event);
+    int32_t (*destroy_event)(void *device, uint64_t event);
+    int32_t (*record_event)(void *device, uint64_t stream, uint64_t event);
+    /* Lets the stream wait for the event's latest record before what it's given next. */
+    int32_t (*wait_event)(void *device, uint64_t stream, uint64_t event);
+    int32_t (*query_event)(void *device, uint64_t event, uint32_t *reached);
+    int32_t (*synchronize_event)(void *device, uint64_t event, uint64_t timeout_ms);
+    /* Optional, all or none: memory shared with other processes. *key_bytes is the room given, and the bytes written. */
+    int32_t (*export_memory)(void *device, uint64_t address, uint64_t bytes, uint8_t *key, uint64_t *key_bytes);
+    int32_t (*import_memory)(void *device, const uint8_t *key, uint64_t key_bytes, uint64_t *address);
+    int32_t (*close_import)(void *device, uint64_t address, const uint8_t *key, uint64_t key_bytes);
+    /* Fills what fits in statistics->struct_size. */
+    int32_t (*statistics)(void *device, kvstored_device_statistics *statistics);
+} kvstored_device;
+
 typedef struct kvstored_plugin {
     uint32_t struct_size;
     uint32_t abi_version;
     const char *name;    /* ended by a zero; 1 to 64 of a-z, 0-9, '-' and '_' */
     const char *version; /* ended by a zero; at most 64 bytes */
-    const kvstored_tier *tier;
+    const kvstored_tier *tier;     /* null in a plugin that is only a device */
+    const kvstored_device *device; /* since 1.1; null in a plugin that is only a tier */
 } kvstored_plugin;
 
 /*

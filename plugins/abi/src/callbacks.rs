@@ -44,7 +44,7 @@ unsafe fn called(context: *mut c_void, body: impl FnOnce(&Shared)) {
 
 /// # Safety
 /// `text` must be valid for reads of its length.
-unsafe fn owned(text: abi::Text) -> String {
+pub(crate) unsafe fn owned(text: abi::Text) -> String {
     if text.data.is_null() || text.length == 0 {
         return String::new();
     }

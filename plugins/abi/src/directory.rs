@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use kvstored_core::{Error, Result, Runtime};
 
-use crate::library::{self, PluginFacts};
+use crate::device::PluginDevice;
+use crate::library::{self, Loaded, PluginFacts};
 use crate::probe::Probe;
 use crate::tier::PluginTier;
 use crate::trust;
@@ -53,13 +54,27 @@ impl PluginDirectory {
     /// one that is listed, `Unsupported` for another version of the interface, `InvalidInput` or `TimedOut` where it
     /// can't be loaded, and as the plugin's own `open` does.
     pub fn open(&self, name: &str, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<PluginTier>> {
+        PluginTier::open(self.load(name, runtime)?, settings, runtime)
+    }
+
+    /// Loads a plugin and opens its device. Fails as [`PluginDirectory::open`] does.
+    pub fn open_device(
+        &self,
+        name: &str,
+        settings: &PluginSettings,
+        runtime: &Runtime,
+    ) -> Result<Arc<PluginDevice>> {
+        PluginDevice::open(self.load(name, runtime)?, settings)
+    }
+
+    fn load(&self, name: &str, runtime: &Runtime) -> Result<Loaded> {
         Self::check(&self.path, name)?;
         self.probe.run(&self.path, name, runtime)?;
         let file = Self::check(&self.path, name)?;
         let loaded = library::load(file, name)?;
         let PluginFacts { version, .. } = &loaded.facts;
         tracing::info!(plugin = name, version, directory = %self.path.display(), "plugin loaded");
-        PluginTier::open(loaded, settings, runtime)
+        Ok(loaded)
     }
 
     /// The plugin's file, checked.

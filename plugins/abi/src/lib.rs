@@ -6,11 +6,17 @@
 //!   the plugin from one thread, checks what it gives back and bounds how long it may take. What a plugin does wrong ends
 //!   as a miss, a log line and a counter; memory that it was lent and didn't give back is never used again.
 //!
+//! - [`PluginDevice`] is a plugged-in device: calls go straight through, from whichever thread, and what comes back is
+//!   checked. Who uses it bounds how long that takes.
+//!
 //! A plugin runs in our process: one that writes to memory it was never lent can't be contained, only one that breaks
 //! the contract.
 
 mod callbacks;
 mod caller;
+mod device;
+mod device_functions;
+mod device_log;
 mod directory;
 mod index;
 mod library;
@@ -20,6 +26,7 @@ mod tickets;
 mod tier;
 mod trust;
 
+pub use device::PluginDevice;
 pub use directory::{PluginDirectory, PluginSettings};
 pub use library::PluginFacts;
 pub use probe::{Probe, run_probe};

@@ -9,6 +9,8 @@ use kvstored_core::{Durability, Error, ErrorKind, Result};
 use kvstored_plugin::abi;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
+use crate::device_functions::DeviceFunctions;
+
 /// Longest name and version.
 const MOST_TEXT_BYTES: usize = 64;
 
@@ -21,8 +23,10 @@ pub struct PluginFacts {
     pub version: String,
     /// The interface that it was built for.
     pub abi_version: u32,
-    /// How safe a block gets in its tier.
-    pub keeps: Durability,
+    /// How safe a block gets in its tier; `None` if it has no tier.
+    pub keeps: Option<Durability>,
+    /// Whether it has a device.
+    pub is_device: bool,
 }
 
 /// A tier's functions, all of them there.
@@ -43,7 +47,8 @@ pub(crate) struct Functions {
 #[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     pub facts: PluginFacts,
-    pub functions: Functions,
+    pub functions: Option<Functions>,
+    pub device: Option<DeviceFunctions>,
 }
 
 /// Loads a file, which stays loaded, and checks what it exports.
@@ -82,38 +87,81 @@ pub(crate) fn load(file: File, name: &str) -> Result<Loaded> {
         let what = format!("it was built for version {}.{}", version >> 16, version & 0xFFFF);
         return Err(unsupported(name, &what));
     }
-    at_least("its description", size, size_of::<abi::Plugin>()).map_err(&invalid)?;
-    // SAFETY: the size covers the fields of this version.
-    let plugin = unsafe { *plugin };
-    if plugin.tier.is_null() || !plugin.tier.is_aligned() {
-        return Err(invalid("it has no tier".into()));
+    at_least("its description", size, abi::PLUGIN_BYTES_1_0).map_err(&invalid)?;
+    // SAFETY: the size covers the fields that are read; the device's is there since 1.1.
+    let plugin = unsafe {
+        abi::Plugin {
+            struct_size: size,
+            abi_version: version,
+            name: (*plugin).name,
+            version: (*plugin).version,
+            tier: (*plugin).tier,
+            device: if size as usize >= size_of::<abi::Plugin>() {
+                (*plugin).device
+            } else {
+                std::ptr::null()
+            },
+        }
+    };
+    if plugin.tier.is_null() && plugin.device.is_null() {
+        return Err(invalid("it has neither a tier nor a device".into()));
     }
-    // SAFETY: the interface says that it points to a table with its size in front.
-    let size = unsafe { (*plugin.tier).struct_size };
-    at_least("its tier's table", size, size_of::<abi::Tier>()).map_err(&invalid)?;
-    // SAFETY: the size covers the functions of this version.
-    let tier = unsafe { *plugin.tier };
+    // SAFETY: the interface says that each points to a table with its size in front, if to anything.
+    let (tier, device) = unsafe {
+        (
+            table(plugin.tier, "its tier's table").map_err(&invalid)?,
+            table(plugin.device, "its device's table").map_err(&invalid)?,
+        )
+    };
     // SAFETY: the interface says that both are texts with a zero at the end.
     let (own_name, version_text) = unsafe { (text(plugin.name), text(plugin.version)) };
     let own_name = own_name.ok_or_else(|| invalid("its name can't be read".into()))?;
     if own_name != name {
         return Err(invalid(format!("it calls itself \"{own_name}\"")));
     }
-    let keeps = match tier.keeps {
-        abi::MEMORY => Durability::Memory,
-        abi::TIER => Durability::Tier,
-        abi::DURABLE => Durability::Durable,
-        other => return Err(invalid(format!("its tier keeps blocks at level {other}"))),
+    let keeps = match tier.as_ref().map(|tier| tier.keeps) {
+        None => None,
+        Some(abi::MEMORY) => Some(Durability::Memory),
+        Some(abi::TIER) => Some(Durability::Tier),
+        Some(abi::DURABLE) => Some(Durability::Durable),
+        Some(other) => return Err(invalid(format!("its tier keeps blocks at level {other}"))),
     };
+    let functions = tier
+        .map(|tier| functions(&tier).ok_or_else(|| invalid("its tier's table lacks a function".into())))
+        .transpose()?;
+    let device = device
+        .map(|device| {
+            DeviceFunctions::of(&device).ok_or_else(|| invalid("its device's table lacks a function".into()))
+        })
+        .transpose()?;
     Ok(Loaded {
         facts: PluginFacts {
             name: own_name,
             version: version_text.ok_or_else(|| invalid("its version can't be read".into()))?,
             abi_version: plugin.abi_version,
             keeps,
+            is_device: device.is_some(),
         },
-        functions: functions(&tier).ok_or_else(|| invalid("its tier's table lacks a function".into()))?,
+        functions,
+        device,
     })
+}
+
+/// A table of a plugin, if it has it. Fails with what is wrong with it.
+///
+/// # Safety
+/// The pointer must be null or point to a struct that begins with its size, 32 bits.
+unsafe fn table<T: Copy>(table: *const T, what: &str) -> Result<Option<T>, String> {
+    if table.is_null() {
+        return Ok(None);
+    }
+    if !table.is_aligned() {
+        return Err(format!("{what} isn't aligned"));
+    }
+    // SAFETY: the caller vouches for the size in front.
+    at_least(what, unsafe { *table.cast::<u32>() }, size_of::<T>())?;
+    // SAFETY: the size covers the functions of this version.
+    Ok(Some(unsafe { *table }))
 }
 
 /// A size that a plugin states: at least what this version needs, and no rubbish.

@@ -36,7 +36,9 @@ pub struct PluginTier {
 
 impl PluginTier {
     pub(crate) fn open(loaded: Loaded, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<Self>> {
-        let Loaded { facts, functions } = loaded;
+        let Loaded { facts, functions, .. } = loaded;
+        let functions =
+            functions.ok_or_else(|| Error::invalid(format!("plugin {}: it has no tier", facts.name)))?;
         let shared = Shared::new(&facts.name, settings, runtime.clone());
         let plugin = OnItsWay(Plugin::new(functions, shared.clone()));
         let watched = shared.clone();
@@ -122,7 +124,7 @@ impl Tier for PluginTier {
     }
 
     fn keeps(&self) -> Durability {
-        self.facts.keeps
+        self.facts.keeps.unwrap_or(Durability::Memory)
     }
 
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use kvstored_backends::cache::{CacheSettings, CacheTier};
+use kvstored_backends::device::{HostDevice, HostDeviceSettings};
+use kvstored_backends::hbm::{HbmSettings, HbmTier};
 use kvstored_backends::null::NullTier;
 use kvstored_backends::posix::{PosixSettings, PosixTier};
 use kvstored_conformance::{Options, Subject, run};
-use kvstored_core::{MemoryTier, Result, Runtime, Tier};
+use kvstored_core::{Device, MemoryTier, Result, Runtime, Tier};
 
 struct Cache;
 
@@ -70,6 +72,28 @@ impl Subject for Null {
     }
 }
 
+struct Hbm {
+    device: Arc<dyn Device>,
+}
+
+impl Subject for Hbm {
+    fn open(&mut self) -> Result<Arc<dyn Tier>> {
+        let settings = HbmSettings {
+            capacity_bytes: 8 << 20,
+            ..HbmSettings::default()
+        };
+        Ok(HbmTier::open(settings, &self.device, &Runtime::system(), None)?)
+    }
+
+    fn survives_restart(&self) -> bool {
+        false
+    }
+
+    fn memory(&mut self) -> Result<Option<Arc<dyn MemoryTier>>> {
+        Ok(Some(open_cache()?))
+    }
+}
+
 fn expect(subject: &mut dyn Subject) {
     let report = run(subject, &Options::default(), &Runtime::system());
     assert!(report.passed(), "{report}");
@@ -78,6 +102,17 @@ fn expect(subject: &mut dyn Subject) {
 #[test]
 fn cache() {
     expect(&mut Cache);
+}
+
+#[test]
+fn hbm() {
+    let settings = HostDeviceSettings {
+        memory_bytes: 8 << 20,
+        huge_pages: false,
+    };
+    expect(&mut Hbm {
+        device: HostDevice::new(settings, Runtime::system()),
+    });
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
         ),
         (
             "tier_held",
-            "Bytes of buffers that a plugged-in tier keeps past its deadline",
+            "Bytes of buffers that a plugged-in tier or a device keeps past its deadline",
             bytes,
             |tier| tier.statistics.held_bytes,
         ),
@@ -127,7 +127,7 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
                 .map(|tier| ([("tier", tier.name.as_str())], level(tier) as f64)),
         )?;
     }
-    let counts: [(&str, &str, Option<&Unit>, Level); 10] = [
+    let counts: [(&str, &str, Option<&Unit>, Level); 12] = [
         ("tier_hits", "Blocks that loads found in the tier", None, |tier| {
             tier.counts.hits
         }),
@@ -175,10 +175,19 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
         ),
         (
             "tier_faults",
-            "Breaches of the contract and deadlines missed by a plugged-in tier",
+            "Breaches of the contract and deadlines missed by a plugged-in tier or a device",
             None,
             |tier| tier.statistics.faults,
         ),
+        (
+            "tier_device_calls",
+            "Calls that handed copies to a device; a batch is one",
+            None,
+            |tier| tier.statistics.device_calls,
+        ),
+        ("tier_device_copies", "Copies in those calls", None, |tier| {
+            tier.statistics.device_copies
+        }),
     ];
     for (name, help, unit, count) in counts {
         writer.counters(

@@ -27,6 +27,8 @@ pub struct EmbeddedSettings {
     pub cache_capacity_bytes: u64,
     /// Bound of the storage.
     pub posix_capacity_bytes: u64,
+    /// Host memory that stands for a device's, for pipelines with `Hbm`.
+    pub hbm_capacity_bytes: Option<u64>,
     /// Which block leaves the cache first.
     pub policy: PolicyKind,
 }
@@ -38,6 +40,7 @@ impl EmbeddedSettings {
             pipeline: Some(Word(self.pipeline)),
             cache_buffer_capacity: Some(ByteSize(self.cache_capacity_bytes)),
             posix_capacity: Some(ByteSize(self.posix_capacity_bytes)),
+            hbm_capacity: self.hbm_capacity_bytes.map(ByteSize),
             eviction_policy: Some(Word(Policy(self.policy))),
             http: Some(Word(HttpAddress::Off)),
             ..ServeOptions::default()

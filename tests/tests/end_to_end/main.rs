@@ -3,6 +3,7 @@
 
 mod bad_files;
 mod clients;
+mod hbm;
 mod kills;
 mod plugins;
 mod s3;

@@ -6,6 +6,7 @@ fn settings(pipeline: &str, directory: &Path) -> ServeSettings {
         pipeline: Some(pipeline.parse().unwrap()),
         storage_backends: Some(Directories(vec![directory.to_owned()])),
         cache_buffer_capacity: Some("16MiB".parse().unwrap()),
+        hbm_capacity: Some("4MiB".parse().unwrap()),
         posix_capacity: Some("64MiB".parse().unwrap()),
         http: Some("off".parse::<Word<_>>().unwrap()),
         tenant_quota: vec!["*=8MiB".parse().unwrap()],
@@ -26,6 +27,8 @@ fn every_pipeline_builds() {
     for (pipeline, tiers) in [
         ("Cache|Posix", vec!["Cache", "Posix"]),
         ("Cache|Pool|Posix", vec!["Cache", "Pool", "Posix"]),
+        ("Hbm|Cache|Posix", vec!["Cache", "Hbm", "Posix"]),
+        ("Hbm|Posix", vec!["Staging", "Hbm", "Posix"]),
         ("Cache|Posix|S3", vec!["Cache", "Posix", "S3"]),
         ("S3", vec!["Staging", "S3"]),
         ("Pool", vec!["Staging", "Pool"]),

@@ -5,6 +5,7 @@
 
 mod environment;
 pub mod file;
+mod hbm;
 mod options;
 mod plugins;
 mod pool;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use environment::Environment;
 pub use file::{FileReport, Problem, Remark, Severity};
+pub use hbm::{HbmDevice, HbmOptions};
 pub use options::ServeOptions;
 pub use plugins::PluginOptions;
 pub use pool::PoolSettings;

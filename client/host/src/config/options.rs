@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::hbm::HbmDevice;
 use super::sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota, plugin_setting_map, quota_map};
 use super::values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};
 use kvstored_core::Pipeline;
@@ -16,8 +17,8 @@ use kvstored_core::Pipeline;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServeOptions {
-    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Cache, Posix, Cache|Empty, Empty or Fake;
-    /// Plugin(NAME) stands for a plugged-in tier
+    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Hbm|Cache|Posix, Cache, Posix, Cache|Empty,
+    /// Empty or Fake; Plugin(NAME) stands for a plugged-in tier
     /// [default: Cache|Posix]
     #[arg(long, value_name = "TIERS")]
     pub pipeline: Option<Word<Pipeline>>,
@@ -44,6 +45,14 @@ pub struct ServeOptions {
     /// Bound of the bytes allocated in the storage directories together, e.g. 2TiB
     #[arg(long, value_name = "SIZE")]
     pub posix_capacity: Option<ByteSize>,
+
+    /// Whose memory the Hbm tier takes: host, or Plugin(NAME) for a plugged-in device, e.g. Plugin(ascend) [default: host]
+    #[arg(long, value_name = "DEVICE")]
+    pub hbm_device: Option<Word<HbmDevice>>,
+
+    /// Memory that the Hbm tier takes on its device, all of it at the start, e.g. 8GiB
+    #[arg(long, value_name = "SIZE")]
+    pub hbm_capacity: Option<ByteSize>,
 
     /// Where local clients connect
     /// [default: unix:$XDG_RUNTIME_DIR/kvstored.sock or unix:/tmp/kvstored-UID/kvstored.sock]
@@ -285,6 +294,8 @@ impl ServeOptions {
             cache_buffer_capacity: self.cache_buffer_capacity.or(below.cache_buffer_capacity),
             posix_capacity_gb: self.posix_capacity_gb.or(below.posix_capacity_gb),
             posix_capacity: self.posix_capacity.or(below.posix_capacity),
+            hbm_device: self.hbm_device.or(below.hbm_device),
+            hbm_capacity: self.hbm_capacity.or(below.hbm_capacity),
             listen: self.listen.or(below.listen),
             http: self.http.or(below.http),
             http_allow_remote: self.http_allow_remote.or(below.http_allow_remote),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvstored_core::{Pipeline, TierKind};
 
 use super::environment::Environment;
+use super::hbm::HbmDevice;
 use super::options::ServeOptions;
 use super::sizes::PluginSetting;
 use super::validate::Check;
@@ -35,18 +36,20 @@ impl PluginOptions {
         check: &mut Check<'_>,
         notes: &mut Vec<String>,
     ) -> Option<Self> {
+        let device = options.hbm_device.as_ref().map(|word| &word.0);
         let named: Vec<&str> = pipeline
             .tiers()
             .iter()
-            .filter_map(|kind| match kind {
-                TierKind::Plugin(name) => Some(&**name),
+            .filter_map(|kind| match (kind, device) {
+                (TierKind::Plugin(name), _) => Some(&**name),
+                (TierKind::Hbm, Some(HbmDevice::Plugin(name))) => Some(name.as_str()),
                 _ => None,
             })
             .collect();
         for setting in &options.plugin_setting {
             if !named.contains(&setting.plugin.as_str()) {
                 notes.push(format!(
-                    "plugin_setting {}.{} has no effect: pipeline {pipeline} has no Plugin({})",
+                    "plugin_setting {}.{} has no effect: neither pipeline {pipeline} nor hbm_device has a Plugin({})",
                     setting.plugin, setting.key, setting.plugin
                 ));
             }

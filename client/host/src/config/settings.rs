@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
+use super::hbm::HbmOptions;
 use super::options::ServeOptions;
 use super::plugins::PluginOptions;
 use super::pool::PoolSettings;
@@ -86,6 +87,8 @@ pub struct ServeSettings {
     pub tenant_quotas: BTreeMap<String, u64>,
     /// What each namespace may occupy in each tier, by its hexadecimal digits.
     pub namespace_quotas: BTreeMap<String, u64>,
+    /// Device memory, where the pipeline has a tier of it.
+    pub hbm: Option<HbmOptions>,
     /// The pool that this process takes part in, where the pipeline has one.
     pub pool: Option<PoolSettings>,
     /// The bucket, where the pipeline has one.
@@ -160,6 +163,12 @@ impl ServeSettings {
         check.range("drain_timeout_ms", drain_timeout_ms, 0, MOST_DRAIN_MS);
         check.writer_id(options.posix_writer_id.as_deref());
         check.namespace_quotas(&options);
+        let hbm = if pipeline.contains(&TierKind::Hbm) {
+            Some(HbmOptions::resolve(&options, &mut check))
+        } else {
+            HbmOptions::note_without_tier(&options, &pipeline, &mut notes);
+            None
+        };
         let pool = if pipeline.contains(&TierKind::Pool) {
             PoolSettings::resolve(&options, environment, &mut check, &mut notes)
         } else {
@@ -204,6 +213,7 @@ impl ServeSettings {
             posix_low_watermark,
             tenant_quotas: by_name(options.tenant_quota),
             namespace_quotas: by_name(options.namespace_quota),
+            hbm,
             pool,
             s3,
             plugins,
@@ -275,10 +285,12 @@ impl ServeSettings {
             ("log_format", self.log_format.to_string()),
             ("log_level", self.log_level.clone()),
         ];
+        let hbm = self.hbm.iter().flat_map(HbmOptions::rows);
         let pool = self.pool.iter().flat_map(PoolSettings::rows);
         let s3 = self.s3.iter().flat_map(s3::rows);
         let plugins = self.plugins.iter().flat_map(PluginOptions::rows);
         rows.into_iter()
+            .chain(hbm)
             .chain(pool)
             .chain(s3)
             .chain(plugins)

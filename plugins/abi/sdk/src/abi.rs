@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_void};
 
 /// Major version in the upper 16 bits.
-pub const ABI_VERSION: u32 = 0x0001_0000;
+pub const ABI_VERSION: u32 = 0x0001_0001;
 /// The exported function's name.
 pub const ENTRY_SYMBOL: &[u8] = b"kvstored_plugin_entry\0";
 
@@ -20,6 +20,15 @@ pub const MEMORY: u32 = 0;
 pub const TIER: u32 = 1;
 /// Survives a power loss.
 pub const DURABLE: u32 = 2;
+
+/// From this process into the device.
+pub const HOST_TO_DEVICE: u32 = 1;
+/// From the device into this process.
+pub const DEVICE_TO_HOST: u32 = 2;
+/// Within the device.
+pub const DEVICE_TO_DEVICE: u32 = 3;
+/// The longest key of shared device memory.
+pub const MOST_KEY_BYTES: usize = 512;
 
 /// UTF-8 text with a length.
 #[repr(C)]
@@ -192,6 +201,126 @@ pub struct Tier {
     pub close: Option<unsafe extern "C" fn(tier: *mut c_void)>,
 }
 
+/// One copy of a batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    /// Where the bytes go.
+    pub destination: u64,
+    /// Where they come from.
+    pub source: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// What a device has been asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStatistics {
+    /// Bytes of this struct.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Calls of the vendor's library that took many copies.
+    pub batch_calls: u64,
+    /// Calls of it that took one.
+    pub single_calls: u64,
+    /// Copies in both.
+    pub copies: u64,
+    /// Their bytes.
+    pub copied_bytes: u64,
+}
+
+/// A device's functions. They are options so that a missing one is seen, not called.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    /// Bytes of this struct.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Makes a device.
+    pub open: Option<
+        unsafe extern "C" fn(
+            host: *const Host,
+            settings: *const Setting,
+            count: u64,
+            device: *mut *mut c_void,
+        ) -> i32,
+    >,
+    /// Ends the device.
+    pub close: Option<unsafe extern "C" fn(device: *mut c_void)>,
+    /// Why the latest call on this thread failed.
+    pub last_error: Option<unsafe extern "C" fn(text: *mut c_char, capacity: u64) -> u64>,
+    /// Makes the device the calling thread's.
+    pub bind_thread: Option<unsafe extern "C" fn(device: *mut c_void) -> i32>,
+    /// Free and total bytes.
+    pub memory:
+        Option<unsafe extern "C" fn(device: *mut c_void, free_bytes: *mut u64, total_bytes: *mut u64) -> i32>,
+    /// Allocates device memory.
+    pub allocate: Option<unsafe extern "C" fn(device: *mut c_void, bytes: u64, address: *mut u64) -> i32>,
+    /// Frees it.
+    pub release: Option<unsafe extern "C" fn(device: *mut c_void, address: u64) -> i32>,
+    /// Makes host memory known. Optional.
+    pub register_host:
+        Option<unsafe extern "C" fn(device: *mut c_void, address: *mut c_void, bytes: u64) -> i32>,
+    /// Takes that back. Optional.
+    pub unregister_host: Option<unsafe extern "C" fn(device: *mut c_void, address: *mut c_void) -> i32>,
+    /// A new stream.
+    pub create_stream: Option<unsafe extern "C" fn(device: *mut c_void, stream: *mut u64) -> i32>,
+    /// Ends a stream.
+    pub destroy_stream: Option<unsafe extern "C" fn(device: *mut c_void, stream: u64) -> i32>,
+    /// Hands copies to a stream.
+    pub copy: Option<
+        unsafe extern "C" fn(
+            device: *mut c_void,
+            stream: u64,
+            direction: u32,
+            copies: *const Copy,
+            count: u64,
+        ) -> i32,
+    >,
+    /// Waits for a stream.
+    pub synchronize_stream:
+        Option<unsafe extern "C" fn(device: *mut c_void, stream: u64, timeout_ms: u64) -> i32>,
+    /// Drops what a stream hasn't begun. Optional.
+    pub abort_stream: Option<unsafe extern "C" fn(device: *mut c_void, stream: u64) -> i32>,
+    /// A new event.
+    pub create_event: Option<unsafe extern "C" fn(device: *mut c_void, event: *mut u64) -> i32>,
+    /// Ends an event.
+    pub destroy_event: Option<unsafe extern "C" fn(device: *mut c_void, event: u64) -> i32>,
+    /// Marks a stream's end.
+    pub record_event: Option<unsafe extern "C" fn(device: *mut c_void, stream: u64, event: u64) -> i32>,
+    /// Lets a stream wait for an event.
+    pub wait_event: Option<unsafe extern "C" fn(device: *mut c_void, stream: u64, event: u64) -> i32>,
+    /// Whether an event has been reached.
+    pub query_event: Option<unsafe extern "C" fn(device: *mut c_void, event: u64, reached: *mut u32) -> i32>,
+    /// Waits for an event.
+    pub synchronize_event:
+        Option<unsafe extern "C" fn(device: *mut c_void, event: u64, timeout_ms: u64) -> i32>,
+    /// A key for other processes. Optional.
+    pub export_memory: Option<
+        unsafe extern "C" fn(
+            device: *mut c_void,
+            address: u64,
+            bytes: u64,
+            key: *mut u8,
+            key_bytes: *mut u64,
+        ) -> i32,
+    >,
+    /// Maps another process's memory. Optional.
+    pub import_memory: Option<
+        unsafe extern "C" fn(device: *mut c_void, key: *const u8, key_bytes: u64, address: *mut u64) -> i32,
+    >,
+    /// Unmaps it. Optional.
+    pub close_import: Option<
+        unsafe extern "C" fn(device: *mut c_void, address: u64, key: *const u8, key_bytes: u64) -> i32,
+    >,
+    /// Gives the numbers.
+    pub statistics:
+        Option<unsafe extern "C" fn(device: *mut c_void, statistics: *mut DeviceStatistics) -> i32>,
+}
+
 /// What the exported function returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -204,9 +333,14 @@ pub struct Plugin {
     pub name: *const c_char,
     /// The plugin's version, ended by a zero.
     pub version: *const c_char,
-    /// Its tier.
+    /// Its tier, if it has one.
     pub tier: *const Tier,
+    /// Its device, if it has one. Since 1.1.
+    pub device: *const Device,
 }
+
+/// Bytes of [`Plugin`] in version 1.0.
+pub const PLUGIN_BYTES_1_0: usize = std::mem::offset_of!(Plugin, device);
 
 // SAFETY: the pointers of a plugin's description point to constants that live for ever.
 unsafe impl Sync for Plugin {}

@@ -48,7 +48,7 @@ fn guarded(host: Option<&Host>, what: &str, body: impl FnOnce() -> Result<(), Fa
 
 /// # Safety
 /// `text` must be valid for reads of its length.
-unsafe fn owned(text: abi::Text) -> String {
+pub(crate) unsafe fn owned(text: abi::Text) -> String {
     if text.data.is_null() || text.length == 0 {
         return String::new();
     }
@@ -59,7 +59,7 @@ unsafe fn owned(text: abi::Text) -> String {
 
 /// # Safety
 /// `first` must be valid for reads of `count` values, or `count` 0.
-unsafe fn slice<'a, V>(first: *const V, count: u64) -> &'a [V] {
+pub(crate) unsafe fn slice<'a, V>(first: *const V, count: u64) -> &'a [V] {
     if count == 0 || first.is_null() {
         return &[];
     }

@@ -1,4 +1,6 @@
-//! What a tier can tell its host.
+//! What a tier or a device can tell its host.
+
+use std::ffi::c_void;
 
 use crate::abi;
 use crate::failure::Failure;
@@ -92,5 +94,43 @@ impl Host {
                 );
             }
         }
+    }
+}
+
+/// The host's log, which is all that a device is given. Valid for ever and from any thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    context: *mut c_void,
+    log: unsafe extern "C" fn(*mut c_void, u32, abi::Text),
+}
+
+// SAFETY: the interface allows the function from any thread, and the context is only handed back to it.
+unsafe impl Send for Log {}
+// SAFETY: as above.
+unsafe impl Sync for Log {}
+
+impl Log {
+    /// Copies what a device uses of the host's table.
+    ///
+    /// # Safety
+    /// `table` must point to a host's table, whose functions stay valid for ever.
+    pub(crate) unsafe fn copy(table: *const abi::Host) -> Option<Self> {
+        const NEEDED: usize = std::mem::offset_of!(abi::Host, complete);
+        if table.is_null() {
+            return None;
+        }
+        // SAFETY: the first field is there in every version.
+        if (unsafe { (*table).struct_size } as usize) < NEEDED {
+            return None;
+        }
+        // SAFETY: the table has both fields.
+        let (context, log) = unsafe { ((*table).context, (*table).log) };
+        log.map(|log| Self { context, log })
+    }
+
+    /// Writes a line to the host's log.
+    pub fn log(&self, level: Level, message: &str) {
+        // SAFETY: the message is lent for the call.
+        unsafe { (self.log)(self.context, level as u32, abi::Text::lend(message)) }
     }
 }

@@ -38,16 +38,21 @@
 #![allow(unsafe_code)] // the boundary to C is what this crate is for
 
 pub mod abi;
+mod device;
 mod export;
+mod export_device;
 mod failure;
 mod host;
 mod operation;
 mod tier;
 
+pub use device::{Copy, Device, DeviceStatistics, Direction};
 #[doc(hidden)]
 pub use export::vtable;
+#[doc(hidden)]
+pub use export_device::device_vtable;
 pub use failure::{Failure, Kind};
-pub use host::{Host, Level};
+pub use host::{Host, Level, Log};
 pub use operation::{Action, Durability, Operation};
 pub use tier::{NamespaceInfo, Settings, Tier};
 
@@ -56,12 +61,27 @@ pub type Key = abi::Key;
 /// A tier's numbers; leave `struct_size` as it is.
 pub type Statistics = abi::Statistics;
 
-/// Exports a type that implements [`Tier`] as the plugin of this library.
+/// Exports a type that implements [`Tier`], or one that implements [`Device`], or both, as the plugin of this library.
 ///
 /// `name` is 1 to 64 of `a-z`, `0-9`, `-` and `_`, and the name of the file without `.so`.
 #[macro_export]
 macro_rules! kvstored_plugin {
     { name: $name:literal, version: $version:expr, tier: $tier:ty $(,)? } => {
+        $crate::kvstored_plugin! { @export $name, $version,
+            { static TIER: $crate::abi::Tier = $crate::vtable::<$tier>(); &raw const TIER },
+            ::std::ptr::null() }
+    };
+    { name: $name:literal, version: $version:expr, device: $device:ty $(,)? } => {
+        $crate::kvstored_plugin! { @export $name, $version,
+            ::std::ptr::null(),
+            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE } }
+    };
+    { name: $name:literal, version: $version:expr, tier: $tier:ty, device: $device:ty $(,)? } => {
+        $crate::kvstored_plugin! { @export $name, $version,
+            { static TIER: $crate::abi::Tier = $crate::vtable::<$tier>(); &raw const TIER },
+            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE } }
+    };
+    { @export $name:literal, $version:expr, $tier:expr, $device:expr } => {
         /// The function that kvstored looks for.
         ///
         /// # Safety
@@ -70,13 +90,13 @@ macro_rules! kvstored_plugin {
         // SAFETY: the name is the interface's; a library has one plugin.
         #[unsafe(no_mangle)]
         pub extern "C" fn kvstored_plugin_entry(host_abi_version: u32) -> *const $crate::abi::Plugin {
-            static TIER: $crate::abi::Tier = $crate::vtable::<$tier>();
             static PLUGIN: $crate::abi::Plugin = $crate::abi::Plugin {
                 struct_size: ::std::mem::size_of::<$crate::abi::Plugin>() as u32,
                 abi_version: $crate::abi::ABI_VERSION,
                 name: concat!($name, "\0").as_ptr().cast(),
                 version: concat!($version, "\0").as_ptr().cast(),
-                tier: &raw const TIER,
+                tier: $tier,
+                device: $device,
             };
             if host_abi_version >> 16 == $crate::abi::ABI_VERSION >> 16 {
                 &raw const PLUGIN

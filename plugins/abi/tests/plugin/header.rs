@@ -47,10 +47,20 @@ structs! {
     "kvstored_tier" = abi::Tier {
         struct_size, keeps, open, open_namespace, submit, remove, purge, statistics, drain, close
     }
-    "kvstored_plugin" = abi::Plugin { struct_size, abi_version, name, version, tier }
+    "kvstored_copy" = abi::Copy { destination, source, bytes }
+    "kvstored_device_statistics" = abi::DeviceStatistics {
+        struct_size, reserved, batch_calls, single_calls, copies, copied_bytes
+    }
+    "kvstored_device" = abi::Device {
+        struct_size, reserved, open, close, last_error, bind_thread, memory, allocate, release, register_host,
+        unregister_host, create_stream, destroy_stream, copy, synchronize_stream, abort_stream, create_event,
+        destroy_event, record_event, wait_event, query_event, synchronize_event, export_memory, import_memory,
+        close_import, statistics
+    }
+    "kvstored_plugin" = abi::Plugin { struct_size, abi_version, name, version, tier, device }
 }
 
-const CONSTANTS: [(&str, u64); 30] = [
+const CONSTANTS: [(&str, u64); 34] = [
     ("KVSTORED_ABI_VERSION", abi::ABI_VERSION as u64),
     ("KVSTORED_OK", abi::OK as u64),
     ("KVSTORED_INVALID_INPUT", Kind::InvalidInput as u64),
@@ -79,6 +89,10 @@ const CONSTANTS: [(&str, u64); 30] = [
     ("KVSTORED_LOG_WARNING", Level::Warning as u64),
     ("KVSTORED_LOG_INFO", Level::Info as u64),
     ("KVSTORED_LOG_DEBUG", Level::Debug as u64),
+    ("KVSTORED_HOST_TO_DEVICE", abi::HOST_TO_DEVICE as u64),
+    ("KVSTORED_DEVICE_TO_HOST", abi::DEVICE_TO_HOST as u64),
+    ("KVSTORED_DEVICE_TO_DEVICE", abi::DEVICE_TO_DEVICE as u64),
+    ("KVSTORED_MOST_KEY_BYTES", abi::MOST_KEY_BYTES as u64),
     ("sizeof(void *)", 8),
     ("sizeof(int)", 4),
 ];

@@ -3,6 +3,11 @@
 
 mod containment;
 mod contract;
+mod cuda;
+mod devices;
+mod hbm;
 mod header;
+mod measure;
+mod sharing;
 mod support;
 mod trust;

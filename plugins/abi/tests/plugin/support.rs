@@ -12,7 +12,7 @@ use kvstored_core::checksum::Checksum;
 use kvstored_core::{
     Acquired, BlockHash, Durability, Engine, NamespaceInfo, Reserved, Result, Runtime, SlotGuard,
 };
-use kvstored_plugin_host::{PluginDirectory, PluginSettings, PluginTier, Probe};
+use kvstored_plugin_host::{PluginDevice, PluginDirectory, PluginSettings, PluginTier, Probe};
 
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -20,6 +20,12 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 /// Where the plugins' sources are.
 pub fn plugins() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A library that cargo has built beside this test.
+pub fn beside(file: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    tests.parent().unwrap().join(file)
 }
 
 /// A directory that may be loaded from.
@@ -57,11 +63,15 @@ impl Directory {
         fs::set_permissions(&output, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Puts the example in Rust there, which cargo has built beside this test.
+    /// Puts the example in Rust there.
     pub fn copy_memory(&self) {
-        let tests = std::env::current_exe().unwrap();
-        let built = tests.parent().unwrap().join("libkvstored_plugin_memory.so");
-        let copy = self.path().join("memory.so");
+        self.copy_built("libkvstored_plugin_memory.so", "memory");
+    }
+
+    /// Puts a plugin there that cargo has built beside this test.
+    pub fn copy_built(&self, file: &str, name: &str) {
+        let built = beside(file);
+        let copy = self.path().join(format!("{name}.so"));
         fs::copy(&built, &copy).unwrap_or_else(|error| panic!("{}: {error}", built.display()));
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -77,6 +87,16 @@ impl Directory {
     }
 
     pub fn open(&self, name: &str, timeout: Duration, settings: &[(&str, &str)]) -> Result<Arc<PluginTier>> {
+        let (plugins, settings) = self.plugins(timeout, settings);
+        plugins.open(name, settings, &Runtime::system())
+    }
+
+    pub fn open_device(&self, name: &str, settings: &[(&str, &str)]) -> Result<Arc<PluginDevice>> {
+        let (plugins, settings) = self.plugins(PATIENCE, settings);
+        plugins.open_device(name, &settings, &Runtime::system())
+    }
+
+    fn plugins(&self, timeout: Duration, settings: &[(&str, &str)]) -> (PluginDirectory, PluginSettings) {
         let probe = Probe {
             timeout: Duration::from_secs(10),
             ..Probe::new(env!("CARGO_BIN_EXE_kvstored-plugin-probe").into(), &[])
@@ -89,7 +109,7 @@ impl Directory {
             timeout,
             ..PluginSettings::default()
         };
-        PluginDirectory::new(self.path().to_owned(), probe).open(name, settings, &Runtime::system())
+        (PluginDirectory::new(self.path().to_owned(), probe), settings)
     }
 }
 

@@ -106,6 +106,7 @@ impl Setup {
             directories: directory.map(Path::to_owned).into_iter().collect(),
             cache_capacity_bytes: cache_bytes,
             posix_capacity_bytes: posix_bytes,
+            hbm_capacity_bytes: None,
             policy: PolicyKind::default(),
         };
         let client = ClientSettings {

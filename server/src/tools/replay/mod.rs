@@ -38,7 +38,7 @@ pub struct Args {
     trace: PathBuf,
 
     /// Replay through the daemon that listens here
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["embedded", "pipeline", "storage_backends", "cache_buffer_capacity", "posix_capacity", "eviction_policy"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["embedded", "pipeline", "storage_backends", "cache_buffer_capacity", "hbm_capacity", "posix_capacity", "eviction_policy"])]
     socket: Option<PathBuf>,
 
     /// Replay through an engine inside this process; what happens without --socket
@@ -56,6 +56,10 @@ pub struct Args {
     /// Bound of the DRAM of the cache [default: 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     cache_buffer_capacity: Option<u64>,
+
+    /// Host memory that stands for a device's in a pipeline with Hbm
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    hbm_capacity: Option<u64>,
 
     /// Bound of the bytes in the storage directories [default: 8GiB]
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
@@ -158,6 +162,7 @@ impl Target {
             directories,
             cache_capacity_bytes: args.cache_buffer_capacity.unwrap_or(DEFAULT_CACHE_BYTES),
             posix_capacity_bytes: args.posix_capacity.unwrap_or(TEMPORARY_POSIX_BYTES),
+            hbm_capacity_bytes: args.hbm_capacity,
             policy: args
                 .eviction_policy
                 .clone()

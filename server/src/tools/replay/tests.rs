@@ -137,6 +137,7 @@ fn blocks_come_back_from_disk_after_a_restart() {
             directories: vec![directory.path().to_owned()],
             cache_capacity_bytes: 64 << 20,
             posix_capacity_bytes: 256 << 20,
+            hbm_capacity_bytes: None,
             policy: PolicyKind::default(),
         };
         Embedded::open(embedded, ClientSettings::default(), &Runtime::system()).unwrap()

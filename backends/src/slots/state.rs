@@ -1,4 +1,7 @@
-//! Slots, their states and who goes first: everything behind the cache tier's lock.
+//! Slots, their states and who goes first: everything behind the lock of a tier of slots.
+
+mod leave;
+mod room;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +16,11 @@ use kvstored_core::tier::NamespaceInfo;
 use parking_lot::RwLock;
 
 use super::extents::{Extents, Range};
+use super::indexes::Indexes;
 
 /// The visible blocks of one namespace: hash to slot. Locked on its own, so that lookups don't wait for
 /// evictions; always taken after the state's lock, never before.
-pub(super) type NamespaceIndex = Arc<RwLock<BlockIndex<u32>>>;
+pub(crate) type NamespaceIndex = Arc<RwLock<BlockIndex<u32>>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlotState {
@@ -44,41 +48,45 @@ struct Slot {
 
 /// Counters that only grow.
 #[derive(Default)]
-pub(super) struct Counts {
-    pub(super) evicted_blocks: u64,
-    pub(super) refused_writes: u64,
+pub(crate) struct Counts {
+    pub(crate) evicted_blocks: u64,
+    pub(crate) refused_writes: u64,
 }
 
-pub(super) struct State {
+pub(crate) struct State {
+    /// What the slots are cut from, in messages.
+    place: &'static str,
     slots: Vec<Slot>,
     free_slots: Vec<u32>,
     extents: Extents,
     policy: Box<dyn EvictionPolicy>,
     keep: bool,
     filling: HashMap<BlockKey, u32>,
-    indexes: Arc<RwLock<HashMap<Namespace, NamespaceIndex>>>,
+    indexes: Indexes,
     quotas: Option<Arc<QuotaLedger>>,
-    pub(super) shadow: Option<ShadowCaches>,
-    pub(super) counts: Counts,
+    pub(crate) shadow: Option<ShadowCaches>,
+    pub(crate) counts: Counts,
     /// Somebody was told `Busy` and wants to know of room.
     starved: bool,
     /// Where to tell of blocks that become visible or leave.
-    pub(super) events: Option<EventSink>,
+    pub(crate) events: Option<EventSink>,
 }
 
 /// A slot that was cut or pinned: its number, offset and length.
-pub(super) type Cut = (u32, usize, usize);
+pub(crate) type Cut = (u32, usize, usize);
 
 impl State {
-    pub(super) fn new(
+    pub(crate) fn new(
+        place: &'static str,
         capacity: usize,
         policy: Box<dyn EvictionPolicy>,
         keep: bool,
-        indexes: Arc<RwLock<HashMap<Namespace, NamespaceIndex>>>,
+        indexes: Indexes,
         quotas: Option<Arc<QuotaLedger>>,
         shadow: Option<ShadowCaches>,
     ) -> Self {
         Self {
+            place,
             slots: Vec::new(),
             free_slots: Vec::new(),
             extents: Extents::new(capacity),
@@ -94,20 +102,20 @@ impl State {
         }
     }
 
-    pub(super) fn used_bytes(&self) -> u64 {
+    pub(crate) fn used_bytes(&self) -> u64 {
         (self.extents.capacity() - self.extents.free_bytes()) as u64
     }
 
-    pub(super) fn table_bytes(&self) -> usize {
+    pub(crate) fn table_bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Slot>() + self.policy.memory_bytes()
     }
 
     fn index(&self, namespace: &Namespace) -> Option<NamespaceIndex> {
-        self.indexes.read().get(namespace).cloned()
+        self.indexes.get(namespace)
     }
 
     /// Pins the visible blocks of a run and counts the use, tail first.
-    pub(super) fn pin(&mut self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> Vec<Option<Cut>> {
+    pub(crate) fn pin(&mut self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> Vec<Option<Cut>> {
         if let Some(shadow) = &mut self.shadow {
             let fingerprints: Vec<u64> = hashes
                 .iter()
@@ -136,15 +144,18 @@ impl State {
     }
 
     /// Cuts a slot for each block of a run that isn't here; see `MemoryTier::allocate`.
-    pub(super) fn allocate(
+    pub(crate) fn allocate(
         &mut self,
         namespace: &Arc<NamespaceInfo>,
         parent: Option<&BlockHash>,
         hashes: &[BlockHash],
     ) -> Vec<Result<Cut>> {
         let Some(index) = self.index(&namespace.namespace) else {
-            let unknown = Error::new(ErrorKind::NotFound, "namespace is not open in the cache")
-                .with("namespace", namespace.namespace);
+            let unknown = Error::new(
+                ErrorKind::NotFound,
+                format!("namespace is not open in the {}", self.place),
+            )
+            .with("namespace", namespace.namespace);
             return hashes.iter().map(|_| Err(unknown.clone())).collect();
         };
         let mut ancestor = parent.and_then(|hash| self.resident(&index, namespace, hash));
@@ -159,7 +170,7 @@ impl State {
                 ancestor = Some(number);
                 outcomes.push(Err(Error::new(
                     ErrorKind::AlreadyExists,
-                    "block is in the cache or on its way",
+                    format!("block is in the {} or on its way", self.place),
                 )));
                 continue;
             }
@@ -223,7 +234,7 @@ impl State {
     }
 
     /// Cuts one slot, evicting as needed. `hash` is `None` for a scratch slot.
-    pub(super) fn cut(
+    pub(crate) fn cut(
         &mut self,
         namespace: &Arc<NamespaceInfo>,
         hash: Option<BlockHash>,
@@ -234,7 +245,8 @@ impl State {
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "a block takes {length} bytes but the cache buffer holds {}",
+                    "a block takes {length} bytes but the {} holds {}",
+                    self.place,
                     self.extents.capacity()
                 ),
             ));
@@ -256,7 +268,7 @@ impl State {
             self.counts.refused_writes += 1;
             return Err(Error::new(
                 ErrorKind::Busy,
-                "every block of the cache buffer is in use",
+                format!("every block of the {} is in use", self.place),
             ));
         };
         let serial = self
@@ -284,70 +296,6 @@ impl State {
             None => self.slots.push(slot),
         }
         Ok((number, offset, length))
-    }
-
-    /// Charges a tenant's quota, evicting the tenant's own blocks where it's exhausted.
-    fn charge(&mut self, namespace: &Arc<NamespaceInfo>, length: usize) -> Result<bool> {
-        let Some(quotas) = self.quotas.clone() else {
-            return Ok(false);
-        };
-        loop {
-            let charged = quotas.reserve(&namespace.identity.tenant, &namespace.namespace, length as u64);
-            let Err(error) = charged else { return Ok(true) };
-            let slots = &self.slots;
-            let same = |number: u32| {
-                slots.get(number as usize).is_some_and(|slot| {
-                    slot.pins == 0
-                        && slot
-                            .owner
-                            .as_ref()
-                            .is_some_and(|(owner, _)| owner.identity.tenant == namespace.identity.tenant)
-                })
-            };
-            let Some(victim) = self.policy.evict(&mut { same }) else {
-                self.counts.refused_writes += 1;
-                return Err(error);
-            };
-            self.evicted(victim);
-        }
-    }
-
-    fn discharge(&self, namespace: &NamespaceInfo, length: usize) {
-        if let Some(quotas) = &self.quotas {
-            quotas.release(&namespace.identity.tenant, &namespace.namespace, length as u64);
-        }
-    }
-
-    /// Evicts until a hole of that length is there, or nothing more can go.
-    fn make_room(&mut self, length: usize) -> bool {
-        loop {
-            let slots = &self.slots;
-            let unpinned = |number: u32| slots.get(number as usize).is_some_and(|slot| slot.pins == 0);
-            let Some(victim) = self.policy.evict(&mut { unpinned }) else {
-                return false;
-            };
-            let Some(mut hole) = self.evicted(victim) else {
-                continue;
-            };
-            // blocks of several sizes: widen the hole over evictable neighbours
-            while hole.length < length {
-                let neighbours = [self.extents.slot_after(hole), self.extents.slot_before(hole)];
-                let next = neighbours.into_iter().flatten().find(|number| {
-                    self.slots
-                        .get(*number as usize)
-                        .is_some_and(|slot| slot.pins == 0 && slot.state == SlotState::Visible)
-                });
-                let Some(next) = next else { break };
-                self.policy.remove(next);
-                match self.evicted(next) {
-                    Some(wider) => hole = wider,
-                    None => break,
-                }
-            }
-            if hole.length >= length {
-                return true;
-            }
-        }
     }
 
     /// Takes a block that the policy has let go out of the index and frees its slot.
@@ -403,7 +351,7 @@ impl State {
     }
 
     /// Makes a filled slot visible; returns whether it is (a staging area keeps nothing).
-    pub(super) fn publish(&mut self, number: u32) -> bool {
+    pub(crate) fn publish(&mut self, number: u32) -> bool {
         if !self.keep {
             return false;
         }
@@ -422,50 +370,6 @@ impl State {
             events.stored(&namespace.namespace, &hash);
         }
         true
-    }
-
-    /// Makes a slot invisible; it's freed with its last pin.
-    pub(super) fn discard(&mut self, number: u32) {
-        if self
-            .slots
-            .get(number as usize)
-            .is_none_or(|slot| slot.state == SlotState::Free)
-        {
-            return;
-        }
-        self.unlist(number);
-        if self.slots.get(number as usize).is_some_and(|slot| slot.pins == 0) {
-            self.free(number);
-        }
-    }
-
-    /// Drops one pin. Returns whether somebody who was told `Busy` should hear of it.
-    pub(super) fn release(&mut self, number: u32) -> bool {
-        let keep = self.keep;
-        let Some(slot) = self.slots.get_mut(number as usize) else {
-            return false;
-        };
-        slot.pins = slot.pins.saturating_sub(1);
-        if slot.pins > 0 {
-            return false;
-        }
-        if slot.state != SlotState::Visible || !keep {
-            self.unlist(number);
-            self.free(number);
-        }
-        std::mem::take(&mut self.starved)
-    }
-
-    /// Drops blocks by hash; returns how many were visible.
-    pub(super) fn remove(&mut self, namespace: &Namespace, hashes: &[BlockHash]) -> u64 {
-        let Some(index) = self.index(namespace) else {
-            return 0;
-        };
-        let slots: Vec<u32> = hashes.iter().filter_map(|hash| index.read().get(hash)).collect();
-        for number in &slots {
-            self.discard(*number);
-        }
-        slots.len() as u64
     }
 }
 
