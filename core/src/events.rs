@@ -154,14 +154,32 @@ impl EventLog {
 /// none of anybody else's, so that a tier may tell with its own locks held.
 #[derive(Clone)]
 pub struct EventSink {
-    log: Arc<EventLog>,
-    tier: u8,
+    target: Target,
+}
+
+/// Hears of every event at once.
+type Hook = Arc<dyn Fn(EventKind, &Namespace, &BlockHash) + Send + Sync>;
+
+#[derive(Clone)]
+enum Target {
+    Log { log: Arc<EventLog>, tier: u8 },
+    Hook(Hook),
 }
 
 impl EventSink {
     /// The sink of the tier with that index in the pipeline.
     pub fn new(log: Arc<EventLog>, tier: u8) -> Self {
-        Self { log, tier }
+        Self {
+            target: Target::Log { log, tier },
+        }
+    }
+
+    /// A sink that calls `hook` for every event, with locks of the tier held: it must neither block nor ask the tier
+    /// anything.
+    pub fn hook(hook: impl Fn(EventKind, &Namespace, &BlockHash) + Send + Sync + 'static) -> Self {
+        Self {
+            target: Target::Hook(Arc::new(hook)),
+        }
     }
 
     /// A block became visible.
@@ -178,15 +196,17 @@ impl EventSink {
 
     #[inline]
     fn tell(&self, kind: EventKind, namespace: &Namespace, hash: &BlockHash) {
-        if self.log.recording.load(Ordering::Acquire) {
-            self.log.record(Event {
+        match &self.target {
+            Target::Log { log, tier } if log.recording.load(Ordering::Acquire) => log.record(Event {
                 kind,
-                tier: self.tier,
+                tier: *tier,
                 key: BlockKey {
                     namespace: *namespace,
                     hash: *hash,
                 },
-            });
+            }),
+            Target::Log { .. } => {}
+            Target::Hook(hook) => hook(kind, namespace, hash),
         }
     }
 }
@@ -261,6 +281,17 @@ mod tests {
         assert_eq!(rest.events, [removed]);
         // whoever comes later finds them all the same
         assert_eq!(log.take(0, 10).events.len(), 4);
+    }
+
+    #[test]
+    fn a_hook_hears_of_everything_at_once() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let list = heard.clone();
+        let sink = EventSink::hook(move |kind, _, hash| list.lock().push((kind, *hash)));
+        sink.stored(&NAMESPACE, &hash(1));
+        sink.removed(&NAMESPACE, &hash(1));
+        let expected = [(EventKind::Stored, hash(1)), (EventKind::Removed, hash(1))];
+        assert_eq!(*heard.lock(), expected);
     }
 
     #[test]

@@ -8,8 +8,10 @@
 
 use std::any::Any;
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
@@ -19,8 +21,13 @@ use crate::layout::PAGE_BYTES;
 pub struct Arena {
     base: NonNull<u8>,
     length: usize,
-    _mapping: Box<dyn Any + Send + Sync>,
+    id: u64,
+    file: Option<Arc<OwnedFd>>,
+    mapping: Box<dyn Any + Send + Sync>,
 }
+
+/// The number of the next arena.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 // SAFETY: the arena is plain memory that is only copied from and to; the mapping behind it is Send + Sync.
 unsafe impl Send for Arena {}
@@ -41,7 +48,17 @@ impl Arena {
         Self {
             base,
             length,
-            _mapping: mapping,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            file: None,
+            mapping,
+        }
+    }
+
+    /// Says which file is mapped, from its start.
+    pub fn mapping_file(self, file: Arc<OwnedFd>) -> Self {
+        Self {
+            file: Some(file),
+            ..self
         }
     }
 
@@ -69,6 +86,21 @@ impl Arena {
         })?;
         // SAFETY: the allocation lives as long as the Heap that is moved into the arena.
         Ok(unsafe { Self::from_mapping(base, length, Box::new(Heap(base, layout))) })
+    }
+
+    /// The file that is mapped, where others can map it too.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
+    }
+
+    /// Names the arena in this process; no other ever has the same number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What [`Arena::from_mapping`] took over.
+    pub fn mapping(&self) -> &(dyn Any + Send + Sync) {
+        &*self.mapping
     }
 
     /// Bytes of the arena.

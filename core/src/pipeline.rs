@@ -18,6 +18,8 @@ pub enum TierKind {
     Posix,
     /// Objects in a bucket of an S3 service.
     S3,
+    /// The segment log on 3FS, through its own interface: the plugin `ds3fs`.
+    Ds3fs,
     /// A plugged-in tier, by the plugin's name.
     Plugin(Box<str>),
     /// Keeps nothing and answers every lookup with a miss (UCM's `Empty`).
@@ -35,6 +37,7 @@ impl TierKind {
             Self::Pool => "Pool",
             Self::Posix => "Posix",
             Self::S3 => "S3",
+            Self::Ds3fs => "Ds3fs",
             Self::Plugin(_) => "Plugin",
             Self::Empty => "Empty",
             Self::Fake => "Fake",
@@ -98,6 +101,7 @@ impl FromStr for Pipeline {
                 "Pool" => TierKind::Pool,
                 "Posix" => TierKind::Posix,
                 "S3" => TierKind::S3,
+                "Ds3fs" => TierKind::Ds3fs,
                 "Empty" => TierKind::Empty,
                 "Fake" => TierKind::Fake,
                 "" => return Err(invalid("a tier's name is missing".into())),
@@ -109,14 +113,9 @@ impl FromStr for Pipeline {
                         "tier \"{word}\": a plugin is written Plugin(name), with 1 to 64 of a-z, 0-9, - and _"
                     )));
                 }
-                "Ds3fs" => {
-                    return Err(invalid(format!(
-                        "tier \"{word}\" is not in this build; it has Hbm, Cache, Pool, Posix, S3, Empty and Fake"
-                    )));
-                }
                 _ => {
                     return Err(invalid(format!(
-                        "tier \"{word}\" is unknown; known are Hbm, Cache, Pool, Posix, S3, Empty and Fake"
+                        "tier \"{word}\" is unknown; known are Hbm, Cache, Pool, Posix, S3, Ds3fs, Empty and Fake"
                     )));
                 }
             };
@@ -165,6 +164,7 @@ mod tests {
             "Hbm|Posix",
             "Posix",
             "Cache|Posix|S3",
+            "Cache|Ds3fs",
             "Cache|Plugin(my-tier_2)|Posix",
             "Cache|Empty",
             "Empty",
@@ -186,7 +186,6 @@ mod tests {
             ("Hbm|Posix|Cache", "behind Hbm"),
             ("Cache|Hbm", "Hbm must be the first"),
             ("Hbm|Hbm", "twice"),
-            ("Cache|Ds3fs", "\"Ds3fs\" is not in this build"),
             ("Plugin", "written Plugin(name)"),
             ("Cache|Plugin(../up)", "\"Plugin(../up)\": a plugin is written"),
             ("Plugin(a)|Plugin(a)", "twice"),

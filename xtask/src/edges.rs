@@ -65,6 +65,8 @@ fn allowed(from: &str, to: &str) -> bool {
                 "core" | "backends" | "client" | "client/host" | "plugins/abi" | "transfer"
             ) || (from == "server" && to == "plugins/conformance")
         }
+        // the Posix tier with another I/O engine: its format and everything else are that tier's own code
+        "plugins/ds3fs" => matches!(to, "plugins/abi" | "backends" | "core"),
         plugin if plugin.starts_with("plugins/") => to == "plugins/abi",
         // core, and every folder that the house plan doesn't have yet
         _ => false,
@@ -115,7 +117,10 @@ mod tests {
             ),
             package("transfer", &[("./core", false)]),
             package("plugins/abi", &[("./core", false)]),
-            package("plugins/ds3fs", &[("./plugins/abi", false)]),
+            package(
+                "plugins/ds3fs",
+                &[("./plugins/abi", false), ("./backends", false), ("./core", false)],
+            ),
             package(
                 "plugins/ascend",
                 &[("./plugins/abi/sdk", false), ("libloading", false)],
@@ -160,7 +165,9 @@ mod tests {
             ("transfer", "client"),
             ("transfer", "backends"),
             ("plugins/abi", "backends"),
-            ("plugins/ds3fs", "core"),
+            ("plugins/cuda", "core"),
+            ("plugins/cuda", "backends"),
+            ("plugins/emulators", "core"),
             ("plugins/conformance", "backends"),
             ("python", "plugins/conformance"),
             ("plugins/ds3fs", "plugins/cuda"),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use kvstored_core::memory::Arena;
 use kvstored_core::{Error, Result};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{fallocate, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Which pages back the arena.
@@ -48,7 +49,6 @@ pub struct Mapping {
 struct Unmap {
     base: NonNull<u8>,
     length: usize,
-    _file: Option<Arc<OwnedFd>>,
 }
 
 // SAFETY: it only owns a mapping, which any thread may unmap.
@@ -77,14 +77,12 @@ pub fn map_arena(length: usize, shared: bool, huge_pages: bool) -> Result<Mappin
 
 fn arena(address: *mut c_void, length: usize, file: Option<Arc<OwnedFd>>) -> Result<Arc<Arena>> {
     let base = NonNull::new(address.cast::<u8>()).ok_or_else(|| Error::internal("mmap returned null"))?;
-    let mapping = Unmap {
-        base,
-        length,
-        _file: file,
-    };
+    let mapping = Unmap { base, length };
     // SAFETY: the mapping is readable and writable for its length and lives inside the arena.
-    Ok(Arc::new(unsafe {
-        Arena::from_mapping(base, length, Box::new(mapping))
+    let arena = unsafe { Arena::from_mapping(base, length, Box::new(mapping)) };
+    Ok(Arc::new(match file {
+        Some(file) => arena.mapping_file(file),
+        None => arena,
     }))
 }
 
@@ -149,6 +147,10 @@ fn map_memfd(length: usize, flags: MemfdFlags, pages: PageKind) -> Result<Mappin
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(failed(length))?;
     }
+    map_file(length, file, pages)
+}
+
+fn map_file(length: usize, file: OwnedFd, pages: PageKind) -> Result<Mapping> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a fresh mapping of our own file touches no existing memory.
     let address = unsafe {
@@ -168,6 +170,35 @@ fn map_memfd(length: usize, flags: MemfdFlags, pages: PageKind) -> Result<Mappin
         file: Some(file),
         pages,
     })
+}
+
+/// Maps `length` bytes of a file in `/dev/shm` that has no name and can be given one, all of them allocated. Fails as
+/// the system does, with `NoSpace` where there isn't so much.
+///
+/// Files there can't be sealed: a client that shrank it would kill its fellow users with SIGBUS.
+pub fn map_linkable(length: usize, huge_pages: bool) -> Result<Mapping> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = open("/dev/shm", flags, Mode::RUSR | Mode::WUSR).map_err(failed(length))?;
+    loop {
+        match fallocate(&file, FallocateFlags::empty(), 0, length as u64) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(length)(error)),
+        }
+    }
+    let mapping = map_file(length, file, PageKind::Base)?;
+    if huge_pages {
+        // heeded only where /dev/shm is mounted so, which nobody can ask; nothing depends on it
+        // SAFETY: advice about our own fresh mapping.
+        let _ = unsafe {
+            madvise(
+                mapping.arena.base().cast::<c_void>(),
+                length,
+                Advice::LinuxHugepage,
+            )
+        };
+    }
+    Ok(mapping)
 }
 
 /// The chosen word of a transparent-huge-page setting, e.g. `madvise` in `always [madvise] never`.

@@ -22,7 +22,7 @@ use kvstored_core::quota::QuotaLedger;
 use kvstored_core::tier::{Action, MemoryTier, NamespaceInfo, Operation, Tier, TierStatistics};
 use parking_lot::Mutex;
 
-pub use mapping::{Mapping, PageKind, map_arena};
+pub use mapping::{Mapping, PageKind, map_arena, map_linkable};
 pub use settings::CacheSettings;
 
 use crate::slots::{Cut, Indexes, State};
@@ -51,7 +51,14 @@ impl CacheTier {
                 settings.capacity_bytes
             )));
         }
-        let mapping = map_arena(length, settings.shared, settings.huge_pages)?;
+        let mapping = if settings.shared && settings.linkable {
+            map_linkable(length, settings.huge_pages).or_else(|error| {
+                tracing::warn!(%error, "the cache buffer isn't in /dev/shm: every block is copied once more");
+                map_arena(length, settings.shared, settings.huge_pages)
+            })?
+        } else {
+            map_arena(length, settings.shared, settings.huge_pages)?
+        };
         tracing::info!(
             capacity_bytes = settings.capacity_bytes,
             arena_bytes = length,

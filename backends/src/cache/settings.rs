@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Settings of the cache tier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[allow(clippy::struct_excessive_bools)] // each is a question of its own
 pub struct CacheSettings {
     /// Bound of the DRAM the tier takes, its own tables included.
     pub capacity_bytes: u64,
@@ -17,6 +18,10 @@ pub struct CacheSettings {
     pub shared: bool,
     /// Whether to ask for huge pages.
     pub huge_pages: bool,
+    /// Whether shared memory is a file in `/dev/shm` without a name, which a plugin can give one: for file systems that
+    /// move bytes from and to memory of other processes by its name there. All of it is allocated at once. A memfd
+    /// takes its place where there's no room.
+    pub linkable: bool,
     /// One in how many blocks the shadow caches follow; 0 switches them off.
     pub shadow_sample_one_in: u32,
 }
@@ -29,6 +34,7 @@ impl Default for CacheSettings {
             keep: true,
             shared: true,
             huge_pages: true,
+            linkable: false,
             shadow_sample_one_in: 64,
         }
     }

@@ -1,3 +1,4 @@
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -6,6 +7,8 @@ use kvstored_core::eviction::PolicyKind;
 use kvstored_core::quota::{QuotaLedger, QuotaSettings};
 use kvstored_core::tier::{MemoryTier, NamespaceInfo, Tier};
 use kvstored_core::{BlockHash, ErrorKind, Event, EventKind, EventSink, Identity, Layout, Runtime};
+
+use rustix::fs::{AtFlags, CWD};
 
 use super::{CacheSettings, CacheTier};
 
@@ -275,4 +278,28 @@ fn many_threads_leave_the_books_balanced() {
     assert_eq!(cache.state.lock().used_bytes(), statistics.blocks * IMAGE_BYTES);
     cache.purge(&namespace.namespace).unwrap();
     assert_eq!(cache.state.lock().used_bytes(), 0);
+}
+
+#[test]
+fn a_linkable_arena_is_a_file_without_a_name_that_can_get_one() {
+    let settings = CacheSettings {
+        capacity_bytes: 4 << 20,
+        linkable: true,
+        ..CacheSettings::default()
+    };
+    let cache = CacheTier::open(settings, None).unwrap();
+    let arena = cache.arena();
+    let file = arena.file().expect("shared memory has a file");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let lies = std::fs::read_link(&path).unwrap();
+    if lies.parent() != Some(std::path::Path::new("/dev/shm")) {
+        eprintln!("SKIPPED: no room in /dev/shm, the arena is {}", lies.display());
+        return;
+    }
+    arena.write(8192, b"here").unwrap();
+    let name = format!("/dev/shm/kvstored-test-{}-{}", std::process::id(), arena.id());
+    rustix::fs::linkat(CWD, &path, CWD, &name, AtFlags::SYMLINK_FOLLOW).unwrap();
+    let bytes = std::fs::read(&name);
+    std::fs::remove_file(&name).unwrap();
+    assert_eq!(bytes.unwrap().get(8192..8196), Some(&b"here"[..]));
 }

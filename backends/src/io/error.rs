@@ -9,7 +9,7 @@ const RETRY_LIMIT: u32 = 64;
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
+pub struct Progress {
     /// Bytes moved.
     pub done: usize,
     retries: u32,
@@ -17,7 +17,7 @@ pub(super) struct Progress {
 
 /// What to do after a result.
 #[derive(Debug)]
-pub(super) enum Step {
+pub enum Step {
     /// All bytes are moved.
     Done,
     /// Send the rest.
@@ -28,7 +28,7 @@ pub(super) enum Step {
 
 impl Progress {
     /// Takes the kernel's result in: the bytes moved, or a negative error number.
-    pub(super) fn advance(&mut self, request: &IoRequest, result: i64) -> Step {
+    pub fn advance(&mut self, request: &IoRequest, result: i64) -> Step {
         let remaining = request.length - self.done.min(request.length);
         match result {
             0 if remaining > 0 => Step::Failed(cut_short(request, self.done)),
@@ -88,11 +88,11 @@ pub(super) fn failure(request: &IoRequest, errno: i32) -> Error {
 }
 
 /// The error of a request that finds the waiting queue full.
-pub(super) fn busy() -> Error {
+pub fn busy() -> Error {
     Error::new(ErrorKind::Busy, "the I/O queue is full")
 }
 
 /// The error of a request that finds the engine stopped.
-pub(super) fn cancelled() -> Error {
+pub fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "the I/O engine is shut down")
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 
+pub use error::{Progress, Step, busy, cancelled};
 pub use request::{Direction, IoCompletion, IoRequest};
 pub use settings::{IoPreference, IoSettings};
 
@@ -28,7 +29,7 @@ pub use settings::{IoPreference, IoSettings};
 /// Completions run on a thread of the engine, or on the submitting thread for a request that is refused at
 /// once. They must not block; they may submit more requests.
 pub trait IoEngine: Send + Sync + 'static {
-    /// `"io_uring"` or `"psync"`; for logs and metrics.
+    /// `"io_uring"`, `"psync"`, or another engine's name; for logs and metrics.
     fn name(&self) -> &'static str;
 
     /// Hands a batch over and returns without waiting for any of it.

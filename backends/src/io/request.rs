@@ -42,7 +42,7 @@ pub struct IoRequest {
 impl IoRequest {
     /// Address of the first byte in memory. Fails with `InvalidInput` if the range leaves the slot or the
     /// arena, or if the file's range can't exist.
-    pub(super) fn address(&self) -> Result<*mut u8> {
+    pub fn address(&self) -> Result<*mut u8> {
         let slot_bytes = self.buffer.length();
         if self
             .buffer_offset
@@ -72,7 +72,7 @@ impl IoRequest {
 
     /// Calls the completion. A panic in it is caught: it must not take the engine's thread, and with it the
     /// buffers of other requests, down.
-    pub(super) fn complete(self, result: Result<()>) {
+    pub fn complete(self, result: Result<()>) {
         let Self {
             file,
             buffer,

@@ -1,5 +1,6 @@
 //! From settings to objects: tiers, quotas and the engine over them.
 
+mod ds3fs;
 mod hbm;
 mod plugin;
 mod pool;
@@ -91,6 +92,10 @@ pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) 
             let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;
             plugin::open_plugin(name, options, runtime)?
         }
+        TierKind::Ds3fs => {
+            let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;
+            ds3fs::open_ds3fs(settings, options, runtime)?
+        }
         TierKind::S3 => {
             let bucket = settings.s3.clone().ok_or_else(|| missing("bucket"))?;
             S3Tier::open(bucket, runtime.clone(), ledger(settings)?)?
@@ -106,6 +111,7 @@ fn open_cache(settings: &ServeSettings, keep: bool, shared: bool) -> Result<Arc<
         keep,
         shared,
         huge_pages: settings.huge_pages,
+        linkable: ds3fs::is_in(&settings.pipeline),
         shadow_sample_one_in: settings.shadow_sample_one_in,
     };
     CacheTier::open(cache_settings, if keep { ledger(settings)? } else { None })

@@ -1,6 +1,7 @@
 /*
  * The C interface between kvstored and a plugged-in tier or device, version 1.1. docs/plugin-abi.md explains it and has
- * a tutorial; this file is enough to compile a plugin. 1.1 adds devices.
+ * a tutorial; this file is enough to compile a plugin. 1.1 adds devices, whole descriptions of
+ * namespaces, and the memory that operations' data lie in.
  *
  * A plugin is a shared object that exports one function, kvstored_plugin_entry. It's loaded once and never unloaded.
  *
@@ -100,7 +101,22 @@ typedef struct kvstored_namespace {
     uint64_t payload_bytes; /* without descriptor page and padding */
     kvstored_text tenant;
     kvstored_text model;
+    /* Since 1.1: all that the digest stands for, as JSON: {"identity": {...}, "layout": [[bytes of each tensor], ...]} with
+     * one list for each shard. */
+    kvstored_text description;
 } kvstored_namespace;
+
+/*
+ * Since 1.1. Memory of kvstored that buffers lie in: a file that is mapped from its start, for systems that move bytes
+ * from and to memory that was registered with them.
+ */
+typedef struct kvstored_memory {
+    uint32_t struct_size;
+    int32_t file;    /* the file's descriptor; duplicate it within the call to keep it */
+    uint64_t id;     /* names the mapping in this process; never used again for another */
+    void *base;      /* first byte */
+    uint64_t length; /* bytes */
+} kvstored_memory;
 
 /*
  * One operation of a batch; the next one lies struct_size bytes further. The struct is lent for the call of submit.
@@ -116,6 +132,7 @@ typedef struct kvstored_operation {
     uint64_t length;     /* image_bytes of the namespace */
     uint32_t durability; /* for writes: complete when the block is at least that safe, or as safe as the tier gets */
     uint32_t reserved;
+    const kvstored_memory *memory; /* since 1.1: the memory that data lies in, or null; lent for the call of submit */
 } kvstored_operation;
 
 /* Counters only grow; the others are levels. */

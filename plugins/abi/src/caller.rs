@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use kvstored_core::{Action, Durability, Error, ErrorKind, Namespace, NamespaceInfo, Result};
+use kvstored_core::{Action, Arena, Durability, Error, ErrorKind, Namespace, NamespaceInfo, Result};
 use kvstored_plugin::abi;
 
 use crate::callbacks::leak_table;
@@ -77,6 +78,7 @@ impl Plugin {
         if self.told.contains(&info.namespace) {
             return Ok(());
         }
+        let description = describe(info)?;
         let described = abi::Namespace {
             struct_size: size_of::<abi::Namespace>() as u32,
             shards: info.layout.shards().len() as u32,
@@ -85,6 +87,7 @@ impl Plugin {
             payload_bytes: info.layout.payload_bytes() as u64,
             tenant: abi::Text::lend(&info.identity.tenant),
             model: abi::Text::lend(&info.identity.model),
+            description: abi::Text::lend(&description),
         };
         // SAFETY: the tier is open; the description is lent for the call.
         let status = unsafe { (self.functions.open_namespace)(self.tier, &raw const described) };
@@ -177,6 +180,7 @@ impl Plugin {
             shared.withdraw(&of_it, error);
         }
         let mut batch = Vec::with_capacity(numbers.len());
+        let mut memories: Vec<Box<abi::Memory>> = Vec::new();
         {
             let mut flow = shared.flow.lock();
             for number in numbers {
@@ -200,15 +204,46 @@ impl Plugin {
                     length: ticket.namespace.layout.image_bytes() as u64,
                     durability,
                     reserved: 0,
+                    memory: memory_of(ticket.buffer.arena(), &mut memories),
                 });
             }
         }
         if !batch.is_empty() {
-            // SAFETY: the tier is open; the batch is lent for the call, the buffers until each operation ends, which
-            // their tickets' guards see to.
+            // SAFETY: the tier is open; the batch and the memories it points to are lent for the call, the buffers until
+            // each operation ends, which their tickets' guards see to.
             unsafe { (self.functions.submit)(self.tier, batch.as_ptr(), batch.len() as u64) }
         }
     }
+}
+
+/// Identity and layout as JSON, as in a manifest of the Posix tier.
+fn describe(info: &NamespaceInfo) -> Result<String> {
+    let shards = info.layout.shards().iter();
+    let layout: Vec<&[u32]> = shards.map(|shard| shard.tensor_bytes.as_slice()).collect();
+    serde_json::to_string(&serde_json::json!({"identity": info.identity, "layout": layout}))
+        .map_err(|error| Error::internal(format!("a namespace's description: {error}")))
+}
+
+/// The description of an arena, null for one that can't be registered. Boxes, because pointers to them are given away.
+#[allow(clippy::vec_box)]
+fn memory_of(arena: &Arena, known: &mut Vec<Box<abi::Memory>>) -> *const abi::Memory {
+    let Some(file) = arena.file() else {
+        return std::ptr::null();
+    };
+    let id = arena.id();
+    if let Some(memory) = known.iter().find(|memory| memory.id == id) {
+        return &raw const **memory;
+    }
+    let memory = Box::new(abi::Memory {
+        struct_size: size_of::<abi::Memory>() as u32,
+        file: file.as_raw_fd(),
+        id,
+        base: arena.base().cast(),
+        length: arena.length() as u64,
+    });
+    let pointer = &raw const *memory;
+    known.push(memory);
+    pointer
 }
 
 /// A plugin on its way to its thread, which makes all its calls.

@@ -23,6 +23,8 @@ pub struct PluginSettings {
     pub timeout: Duration,
     /// Operations that may wait or be under way; more are refused as busy.
     pub queue_depth: usize,
+    /// The tier's name, where it isn't `Plugin(name)`.
+    pub tier_name: Option<String>,
 }
 
 impl Default for PluginSettings {
@@ -31,6 +33,7 @@ impl Default for PluginSettings {
             settings: Vec::new(),
             timeout: Duration::from_secs(5),
             queue_depth: 8192,
+            tier_name: None,
         }
     }
 }

@@ -97,7 +97,10 @@ pub(crate) struct Shared {
 impl Shared {
     pub fn new(plugin: &str, settings: PluginSettings, runtime: Runtime) -> Arc<Self> {
         Arc::new(Self {
-            name: format!("Plugin({plugin})"),
+            name: settings
+                .tier_name
+                .clone()
+                .unwrap_or_else(|| format!("Plugin({plugin})")),
             settings,
             runtime,
             index: Index::default(),

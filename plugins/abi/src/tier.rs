@@ -23,7 +23,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a look at the plugin's numbers waits before the last ones are given.
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A plugin as a tier, named `Plugin(name)`.
+/// A plugin as a tier, named `Plugin(name)` or as its settings say.
 ///
 /// Lookups are hash probes of an index that the host keeps: of the blocks that it wrote, and of those that the plugin
 /// told of. The plugin is called from one thread. One that doesn't answer in time is left out until it has answered

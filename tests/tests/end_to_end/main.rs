@@ -3,6 +3,7 @@
 
 mod bad_files;
 mod clients;
+mod ds3fs;
 mod hbm;
 mod kills;
 mod plugins;

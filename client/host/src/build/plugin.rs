@@ -1,4 +1,4 @@
-//! The tier `Plugin(name)` and a plugged-in device from their settings.
+//! The tier `Plugin(name)` from its settings.
 
 use std::sync::Arc;
 
@@ -7,18 +7,30 @@ use kvstored_plugin_host::{PluginDevice, PluginDirectory, PluginSettings, Plugin
 
 use crate::config::PluginOptions;
 
-/// Loads a plugin and opens its tier. Fails with `Unsupported` in a program that can't try plugins before it loads them.
+/// Loads a plugin and opens its tier, as `Plugin(name)`. Fails as [`load`] does.
 pub(super) fn open_plugin(name: &str, options: &PluginOptions, runtime: &Runtime) -> Result<Arc<PluginTier>> {
-    directory(name, options)?.open(name, settings(name, options), runtime)
+    load(name, options, PluginSettings::default(), runtime)
 }
 
-/// Loads a plugin and opens its device. Fails as [`open_plugin`] does.
+/// Loads a plugin and opens its tier; what the operator tells it comes after `settings` and replaces them by key. Fails
+/// with `Unsupported` in a program that can't try plugins before it loads them.
+pub(super) fn load(
+    name: &str,
+    options: &PluginOptions,
+    settings: PluginSettings,
+    runtime: &Runtime,
+) -> Result<Arc<PluginTier>> {
+    directory(name, options)?.open(name, told(name, options, settings), runtime)
+}
+
+/// Loads a plugin and opens its device. Fails as [`load`] does.
 pub(super) fn open_device(
     name: &str,
     options: &PluginOptions,
     runtime: &Runtime,
 ) -> Result<Arc<PluginDevice>> {
-    directory(name, options)?.open_device(name, &settings(name, options), runtime)
+    let settings = told(name, options, PluginSettings::default());
+    directory(name, options)?.open_device(name, &settings, runtime)
 }
 
 fn directory(name: &str, options: &PluginOptions) -> Result<PluginDirectory> {
@@ -34,14 +46,15 @@ fn directory(name: &str, options: &PluginOptions) -> Result<PluginDirectory> {
     Ok(PluginDirectory::new(options.directory.clone(), probe))
 }
 
-/// What that plugin is told.
-fn settings(name: &str, options: &PluginOptions) -> PluginSettings {
+/// Settings with what the operator tells that plugin.
+fn told(name: &str, options: &PluginOptions, mut settings: PluginSettings) -> PluginSettings {
     let own = options.settings.iter().filter(|setting| setting.plugin == name);
-    PluginSettings {
-        settings: own
-            .map(|setting| (setting.key.clone(), setting.value.clone()))
-            .collect(),
-        timeout: options.timeout,
-        ..PluginSettings::default()
+    for setting in own {
+        settings.settings.retain(|(key, _)| *key != setting.key);
+        settings
+            .settings
+            .push((setting.key.clone(), setting.value.clone()));
     }
+    settings.timeout = options.timeout;
+    settings
 }

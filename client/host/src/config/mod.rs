@@ -30,7 +30,7 @@ pub use environment::Environment;
 pub use file::{FileReport, Problem, Remark, Severity};
 pub use hbm::{HbmDevice, HbmOptions};
 pub use options::ServeOptions;
-pub use plugins::PluginOptions;
+pub use plugins::{DS3FS, PluginOptions};
 pub use pool::PoolSettings;
 pub use settings::{Origin, ServeSettings};
 pub use sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota};

@@ -17,13 +17,13 @@ use kvstored_core::Pipeline;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServeOptions {
-    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Hbm|Cache|Posix, Cache, Posix, Cache|Empty,
-    /// Empty or Fake; Plugin(NAME) stands for a plugged-in tier
+    /// Tiers from fast to durable: Cache|Posix, Cache|Pool|Posix, Cache|Posix|S3, Hbm|Cache|Posix, Cache|Ds3fs, Cache, Posix,
+    /// Cache|Empty, Empty or Fake; Plugin(NAME) stands for a plugged-in tier
     /// [default: Cache|Posix]
     #[arg(long, value_name = "TIERS")]
     pub pipeline: Option<Word<Pipeline>>,
 
-    /// Storage directories of the Posix tier; blocks are striped over several
+    /// Storage directories of the Posix tier, or of Ds3fs; blocks are striped over several
     /// [default: $XDG_DATA_HOME/kvstored, ~/.local/share/kvstored, or /var/lib/kvstored for root]
     #[arg(long, value_name = "DIR[:DIR]")]
     pub storage_backends: Option<Directories>,

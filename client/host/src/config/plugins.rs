@@ -11,6 +11,9 @@ use super::options::ServeOptions;
 use super::sizes::PluginSetting;
 use super::validate::Check;
 
+/// The plugin behind the tier `Ds3fs`.
+pub const DS3FS: &str = "ds3fs";
+
 /// The longest that a plugin may be told to take.
 const MOST_TIMEOUT_MS: u64 = 600_000;
 
@@ -43,6 +46,7 @@ impl PluginOptions {
             .filter_map(|kind| match (kind, device) {
                 (TierKind::Plugin(name), _) => Some(&**name),
                 (TierKind::Hbm, Some(HbmDevice::Plugin(name))) => Some(name.as_str()),
+                (TierKind::Ds3fs, _) => Some(DS3FS),
                 _ => None,
             })
             .collect();
@@ -64,7 +68,16 @@ impl PluginOptions {
         }
         let timeout_ms = options.plugin_timeout_ms.unwrap_or(5000);
         check.range("plugin_timeout_ms", timeout_ms, 1, MOST_TIMEOUT_MS);
-        let Some(directory) = options.plugin_directory.clone() else {
+        // what is built in by name may lie beside the program
+        let only_ours = !pipeline
+            .tiers()
+            .iter()
+            .any(|kind| matches!(kind, TierKind::Plugin(_)));
+        let beside = || {
+            let program = environment.plugin_probe.as_ref().filter(|_| only_ours)?;
+            Some(program.parent()?.join("plugins"))
+        };
+        let Some(directory) = options.plugin_directory.clone().or_else(beside) else {
             let what = "a pipeline with a plugin needs the directory that it lies in";
             check.wrong("plugin_directory", "", what);
             return None;
@@ -75,6 +88,12 @@ impl PluginOptions {
             timeout: Duration::from_millis(timeout_ms),
             probe: environment.plugin_probe.clone(),
         })
+    }
+
+    /// Whether a plugin is told that.
+    pub(crate) fn tells(&self, plugin: &str, key: &str) -> bool {
+        let mut all = self.settings.iter();
+        all.any(|setting| setting.plugin == plugin && setting.key == key)
     }
 
     /// Every setting as name and value, for the log. Values of plugins' settings are not shown: they may be secrets.

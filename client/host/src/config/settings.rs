@@ -14,7 +14,7 @@ use super::environment::Environment;
 use super::file::{FileReport, Problem, Severity};
 use super::hbm::HbmOptions;
 use super::options::ServeOptions;
-use super::plugins::PluginOptions;
+use super::plugins::{DS3FS, PluginOptions};
 use super::pool::PoolSettings;
 use super::s3;
 use super::sizes::Quota;
@@ -51,7 +51,7 @@ impl Origin {
 pub struct ServeSettings {
     /// Tiers from fast to durable.
     pub pipeline: Pipeline,
-    /// Directories of the Posix tier.
+    /// Directories of the Posix tier, or of Ds3fs where there's no Posix.
     pub storage_directories: Vec<PathBuf>,
     /// Bound of the cache buffer.
     pub cache_capacity_bytes: u64,
@@ -132,16 +132,18 @@ impl ServeSettings {
         };
         let keeps_blocks = pipeline.contains(&TierKind::Cache);
         let has_posix = pipeline.contains(&TierKind::Posix);
-        let storage_directories = match (&options.storage_backends, has_posix) {
+        let has_storage = has_posix || pipeline.contains(&TierKind::Ds3fs);
+        let storage_directories = match (&options.storage_backends, has_storage) {
             (Some(directories), true) => directories.0.clone(),
-            (None, true) => vec![environment.default_storage()],
+            (None, true) if has_posix => vec![environment.default_storage()],
             (Some(_), false) => {
                 notes.push(format!(
                     "storage_backends has no effect: pipeline {pipeline} has no Posix tier"
                 ));
                 Vec::new()
             }
-            (None, false) => Vec::new(),
+            // where 3FS is mounted nobody can guess
+            (None, _) => Vec::new(),
         };
         let cache_capacity_bytes = check.cache_capacity(&options, environment, keeps_blocks, &mut notes);
         let posix_capacity_bytes = check.posix_capacity(&options, storage_directories.len() as u64);
@@ -176,6 +178,18 @@ impl ServeSettings {
             None
         };
         let plugins = PluginOptions::resolve(&options, &pipeline, environment, &mut check, &mut notes);
+        if pipeline.contains(&TierKind::Ds3fs) {
+            let own = plugins
+                .as_ref()
+                .is_some_and(|plugins| plugins.tells(DS3FS, "directories"));
+            if has_posix && !own {
+                let what = "Posix has storage_backends; Ds3fs needs ds3fs.directories beside it";
+                check.wrong("plugin_setting", "", what);
+            } else if storage_directories.is_empty() && !own {
+                let what = "a pipeline with Ds3fs needs a directory on a mount of 3FS";
+                check.wrong("storage_backends", "", what);
+            }
+        }
         let s3 = if pipeline.contains(&TierKind::S3) {
             Some(s3::resolve(&options, &mut check))
         } else {

@@ -139,7 +139,15 @@ fn wrong_values_name_key_value_and_line() {
             "pipeline: Cash|Posix\n",
             ["pipeline = \"Cash|Posix\"", "tier \"Cash\" is unknown"],
         ),
-        ("pipeline: Cache|Ds3fs\n", ["pipeline", "not in this build"]),
+        ("pipeline: Hbm|Cache\n", ["pipeline", "not in this build"]),
+        (
+            "pipeline: Cache|Ds3fs\nplugin_directory: /opt/plugins\n",
+            ["storage_backends", "mount of 3FS"],
+        ),
+        (
+            "pipeline: Posix|Ds3fs\nplugin_directory: /opt/plugins\n",
+            ["plugin_setting", "ds3fs.directories"],
+        ),
         (
             "io_direct: perhaps\n",
             ["io_direct = \"perhaps\"", "expected a boolean"],

@@ -105,10 +105,12 @@ pub struct UcmConnectorConfig {
     pub posix_gc_concurrency: Option<u64>,
     pub posix_gc_max_recycle_count_per_shard: Option<u64>,
     pub posix_gc_shard_sample_ratio: Option<f64>,
+    pub stream_number: Option<u64>,
+    pub buffer_size: Option<u64>,
 }
 
 /// Keys that are accepted and change nothing, and why.
-pub const NO_EFFECT: [(&str, &str); 25] = [
+pub const NO_EFFECT: [(&str, &str); 27] = [
     (
         "enable_event_sync",
         "it concerns the engine's connector, not the daemon",
@@ -173,6 +175,11 @@ pub const NO_EFFECT: [(&str, &str); 25] = [
     ("posix_gc_concurrency", "eviction goes by segment"),
     ("posix_gc_max_recycle_count_per_shard", "eviction goes by segment"),
     ("posix_gc_shard_sample_ratio", "eviction goes by segment"),
+    (
+        "stream_number",
+        "requests in flight are bounded by the rings' places (ds3fs.read_rings, ds3fs.ring_entries)",
+    ),
+    ("buffer_size", "cache_buffer_capacity_gb says the buffer's size"),
 ];
 
 impl UcmConnectorConfig {
@@ -240,6 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_for_3fs_is_taken_as_it_is() {
+        let text = r#"
+ucm_connectors:
+  - ucm_connector_name: "UcmPipelineStore"
+    ucm_connector_config:
+      store_pipeline: "Cache|Ds3fs"
+      storage_backends: "/mount/3fs"
+load_only_first_rank: false
+"#;
+        let environment = crate::config::Environment {
+            plugin_probe: Some(PathBuf::from("/usr/bin/kvstored")),
+            ..crate::config::Environment::default()
+        };
+        let settings = crate::config::tests::resolve_with(&[], text, &environment).unwrap();
+        assert_eq!(settings.pipeline.to_string(), "Cache|Ds3fs");
+        assert_eq!(settings.storage_directories, [PathBuf::from("/mount/3fs")]);
+        let plugins = settings.plugins.unwrap();
+        assert_eq!(plugins.directory, PathBuf::from("/usr/bin/plugins"));
+    }
+
+    #[test]
     fn every_key_of_ucm_is_accepted() {
         let text = r#"
 ucm_connectors:
@@ -276,6 +304,8 @@ ucm_connectors:
       posix_gc_concurrency: 16
       posix_gc_max_recycle_count_per_shard: 1000
       posix_gc_shard_sample_ratio: 0.1
+      stream_number: 32
+      buffer_size: 64
 enable_event_sync: true
 use_layerwise: true
 load_only_first_rank: false

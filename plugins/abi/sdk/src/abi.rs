@@ -100,6 +100,24 @@ pub struct Namespace {
     pub tenant: Text,
     /// Model name, for people.
     pub model: Text,
+    /// Identity and layout as JSON; since 1.1.
+    pub description: Text,
+}
+
+/// Memory of the host that buffers lie in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Bytes of this struct.
+    pub struct_size: u32,
+    /// Descriptor of the file that is mapped, from its start.
+    pub file: i32,
+    /// Names the mapping in this process.
+    pub id: u64,
+    /// First byte.
+    pub base: *mut c_void,
+    /// Bytes.
+    pub length: u64,
 }
 
 /// One operation of a batch.
@@ -122,6 +140,8 @@ pub struct Operation {
     pub durability: u32,
     /// Zero.
     pub reserved: u32,
+    /// The memory that the buffer lies in, or null; since 1.1.
+    pub memory: *const Memory,
 }
 
 /// A tier's numbers.

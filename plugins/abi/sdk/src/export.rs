@@ -67,6 +67,26 @@ pub(crate) unsafe fn slice<'a, V>(first: *const V, count: u64) -> &'a [V] {
     unsafe { std::slice::from_raw_parts(first, count as usize) }
 }
 
+/// What the host lends, with zeros for fields that an older host doesn't have.
+///
+/// # Safety
+/// `lent` must be valid for reads of the bytes that its first field, a `u32`, says; `V` must be one for which zeros are
+/// valid.
+unsafe fn sized<V: Copy>(lent: *const V) -> V {
+    let mut copy = std::mem::MaybeUninit::<V>::zeroed();
+    // SAFETY: the caller vouches for the size in front.
+    let size = unsafe { lent.cast::<u32>().read() } as usize;
+    // SAFETY: the caller vouches for that many bytes, and no more than there's room for are copied.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            lent.cast::<u8>(),
+            copy.as_mut_ptr().cast::<u8>(),
+            size.min(size_of::<V>()),
+        );
+        copy.assume_init()
+    }
+}
+
 /// # Safety
 /// `tier` must come from `open::<T>` and not have been closed.
 unsafe fn opened<'a, T>(tier: *mut c_void) -> &'a Opened<T> {
@@ -103,7 +123,7 @@ unsafe extern "C" fn open<T: Tier>(
 
 unsafe extern "C" fn open_namespace<T: Tier>(tier: *mut c_void, info: *const abi::Namespace) -> i32 {
     // SAFETY: the host passes an open tier and lends the description.
-    let (opened, info) = unsafe { (opened::<T>(tier), &*info) };
+    let (opened, info) = unsafe { (opened::<T>(tier), sized(info)) };
     guarded(Some(&opened.host), "open_namespace", || {
         opened.tier.open_namespace(&NamespaceInfo {
             digest: info.digest,
@@ -113,6 +133,8 @@ unsafe extern "C" fn open_namespace<T: Tier>(tier: *mut c_void, info: *const abi
             tenant: unsafe { owned(info.tenant) },
             // SAFETY: as above.
             model: unsafe { owned(info.model) },
+            // SAFETY: as above.
+            description: unsafe { owned(info.description) },
         })
     })
 }
@@ -125,18 +147,16 @@ unsafe extern "C" fn submit<T: Tier>(tier: *mut c_void, operations: *const abi::
     let mut taken = Vec::new();
     for _ in 0..count {
         // SAFETY: the host lends that many, each with its size in front.
-        let operation = unsafe { &*next };
+        let operation = unsafe { sized(next) };
         // SAFETY: each is taken over once, here.
-        taken.push(unsafe { Operation::take(opened.host, operation) });
+        taken.push(unsafe { Operation::take(opened.host, &operation) });
         // SAFETY: the next one lies behind, or nobody looks.
         next = unsafe { next.byte_add(operation.struct_size as usize) };
     }
-    for operation in taken {
-        guarded(Some(&opened.host), "submit", || {
-            opened.tier.submit(operation);
-            Ok(())
-        });
-    }
+    guarded(Some(&opened.host), "submit", || {
+        opened.tier.submit_batch(taken);
+        Ok(())
+    });
 }
 
 unsafe extern "C" fn remove<T: Tier>(tier: *mut c_void, keys: *const abi::Key, count: u64) -> i32 {

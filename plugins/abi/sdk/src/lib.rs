@@ -53,7 +53,7 @@ pub use export::vtable;
 pub use export_device::device_vtable;
 pub use failure::{Failure, Kind};
 pub use host::{Host, Level, Log};
-pub use operation::{Action, Durability, Operation};
+pub use operation::{Action, Durability, Memory, Operation};
 pub use tier::{NamespaceInfo, Settings, Tier};
 
 /// A block's whole name: namespace and hash.

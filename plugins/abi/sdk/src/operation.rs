@@ -25,6 +25,20 @@ pub enum Action {
     Write(Durability),
 }
 
+/// Memory of the host that buffers lie in: a file that's mapped from its start. For systems that move bytes from and to
+/// memory that was registered with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The file's descriptor. It's the host's: duplicate it, within the call that brought the operation, to keep it.
+    pub file: i32,
+    /// Names the mapping in this process; never used again for another.
+    pub id: u64,
+    /// Address of the first byte.
+    pub base: usize,
+    /// Bytes.
+    pub length: usize,
+}
+
 /// One operation: a block, what to do, and a buffer that is this operation's until it ends.
 ///
 /// Ends by [`Operation::succeed`] or [`Operation::fail`]; one that is dropped fails with [`Kind::Internal`], so none is
@@ -37,6 +51,7 @@ pub struct Operation {
     action: Action,
     data: *mut u8,
     length: usize,
+    memory: Option<Memory>,
     ended: bool,
 }
 
@@ -47,14 +62,22 @@ impl Operation {
     /// Takes an operation over.
     ///
     /// # Safety
-    /// `operation` must be one that the host submits now, and be taken over once.
+    /// `operation` must be one that the host submits now, padded with zeros if it was shorter, and be taken over once.
     pub(crate) unsafe fn take(host: Host, operation: &abi::Operation) -> Self {
         let durability = match operation.durability {
             abi::MEMORY => Durability::Memory,
             abi::TIER => Durability::Tier,
             _ => Durability::Durable,
         };
+        // SAFETY: the host lends the description for the call.
+        let memory = unsafe { operation.memory.as_ref() }.map(|memory| Memory {
+            file: memory.file,
+            id: memory.id,
+            base: memory.base as usize,
+            length: memory.length as usize,
+        });
         Self {
+            memory,
             host,
             ticket: operation.ticket,
             key: operation.key,
@@ -77,6 +100,11 @@ impl Operation {
     /// What to do.
     pub fn action(&self) -> Action {
         self.action
+    }
+
+    /// The memory that the buffer lies in, if it can be registered.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
     }
 
     /// Bytes of the buffer, all of which are to be moved.

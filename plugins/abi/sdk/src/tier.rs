@@ -26,6 +26,13 @@ pub trait Tier: Send + Sync + Sized + 'static {
     /// Takes an operation over and returns at once; it may end on any thread.
     fn submit(&self, operation: Operation);
 
+    /// Takes a batch over, as the host submits it. One by one where a tier doesn't gain from more.
+    fn submit_batch(&self, operations: Vec<Operation>) {
+        for operation in operations {
+            self.submit(operation);
+        }
+    }
+
     /// Forgets blocks, those that are here.
     fn remove(&self, keys: &[abi::Key]) -> Result<(), Failure>;
 
@@ -54,6 +61,9 @@ pub struct NamespaceInfo {
     pub tenant: String,
     /// Model name, for people.
     pub model: String,
+    /// All that the digest stands for, as JSON: `{"identity": {…}, "layout": [[bytes of each tensor] for each shard]}`.
+    /// Empty from hosts before 1.1.
+    pub description: String,
 }
 
 /// The settings of the tier: `--plugin-setting NAME.KEY=VALUE`.

@@ -35,9 +35,12 @@ structs! {
     "kvstored_hash" = abi::Hash { bytes, length, reserved }
     "kvstored_key" = abi::Key { namespace_digest, hash }
     "kvstored_setting" = abi::Setting { key, value }
-    "kvstored_namespace" = abi::Namespace { struct_size, shards, digest, image_bytes, payload_bytes, tenant, model }
+    "kvstored_namespace" = abi::Namespace {
+        struct_size, shards, digest, image_bytes, payload_bytes, tenant, model, description
+    }
+    "kvstored_memory" = abi::Memory { struct_size, file, id, base, length }
     "kvstored_operation" = abi::Operation {
-        struct_size, action, ticket, key, data, length, durability, reserved
+        struct_size, action, ticket, key, data, length, durability, reserved, memory
     }
     "kvstored_statistics" = abi::Statistics {
         struct_size, degraded, allocated_bytes, capacity_bytes, read_bytes, written_bytes, evicted_blocks,

@@ -1,0 +1,180 @@
+//! Reads of 1 MiB blocks through the tier, beside a loop over the library's own functions in the same run.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use kvstored_backends::cache::map_linkable;
+use kvstored_core::{Action, Arena, Durability, Identity, Layout, NamespaceInfo, Operation, Runtime, Tier};
+use kvstored_ds3fs::usrbio::{Library3fs, Memory, Mount, Ring};
+
+use crate::same_format::{hash, image, one};
+use crate::support::{Mounted, PATIENCE, Plugins, library, settings, slot_in};
+
+/// Bytes of a block's image: descriptor page and payload.
+const BLOCK: usize = 1 << 20;
+const BLOCKS: u64 = 128;
+/// Blocks under way at once.
+const DEPTH: usize = 16;
+const ROUNDS: usize = 15;
+const READS: u64 = 1024;
+
+fn block_namespace() -> Arc<NamespaceInfo> {
+    let identity = Identity {
+        model: "measure".into(),
+        ..Identity::default()
+    };
+    Arc::new(NamespaceInfo::new(identity, Layout::uniform(1, 1, (BLOCK - 4096) as u32).unwrap()).unwrap())
+}
+
+/// Reads blocks through the tier, `DEPTH` at once.
+fn through_the_tier(tier: &dyn Tier, namespace: &Arc<NamespaceInfo>, arena: &Arc<Arena>) -> Duration {
+    let clock = Runtime::system().clock;
+    let begin = clock.now();
+    let (sender, ended) = channel();
+    let submit = |numbers: Vec<(u64, usize)>| {
+        let batch = numbers
+            .into_iter()
+            .map(|(number, place)| {
+                let sender = sender.clone();
+                Operation {
+                    namespace: Arc::clone(namespace),
+                    hash: hash(number % BLOCKS),
+                    action: Action::Read,
+                    buffer: slot_in(arena, place * BLOCK, BLOCK),
+                    completion: Box::new(move |_, outcome| drop(sender.send((place, outcome)))),
+                }
+            })
+            .collect();
+        tier.submit(batch);
+    };
+    submit((0..DEPTH).map(|place| (place as u64, place)).collect());
+    let mut begun = DEPTH as u64;
+    let mut done = 0;
+    while done < READS {
+        let (place, outcome) = ended.recv_timeout(PATIENCE).unwrap();
+        outcome.unwrap();
+        done += 1;
+        if begun < READS {
+            submit(vec![(begun, place)]);
+            begun += 1;
+        }
+    }
+    clock.now() - begin
+}
+
+/// Reads as much of a file with the library's functions alone, as many at once.
+#[allow(unsafe_code)]
+fn through_the_library(ring: &Ring, memory: &Memory, descriptor: i32) -> Duration {
+    let clock = Runtime::system().clock;
+    let begin: Instant = clock.now();
+    let prepare = |number: u64, place: usize| {
+        let offset = (number % BLOCKS) * BLOCK as u64;
+        let address = memory.base().wrapping_add(place * BLOCK);
+        // SAFETY: each place has a part of the memory, which nobody else uses; one thread does all this.
+        unsafe { ring.prepare(memory, address, BLOCK, descriptor, offset, place) }.unwrap();
+    };
+    for place in 0..DEPTH {
+        prepare(place as u64, place);
+    }
+    ring.submit().unwrap();
+    let (mut begun, mut done) = (DEPTH as u64, 0);
+    while done < READS {
+        // SAFETY: one thread does all this.
+        let ended = unsafe { ring.wait(DEPTH, 1, PATIENCE) }.unwrap();
+        for completion in &ended {
+            assert_eq!(completion.result, BLOCK as i64);
+            if begun < READS {
+                prepare(begun, completion.userdata);
+                begun += 1;
+            }
+        }
+        done += ended.len() as u64;
+        ring.submit().unwrap();
+    }
+    clock.now() - begin
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_reads_beside_the_library() {
+    for (name, direct, linked) in [
+        ("page cache, no copy", false, true),
+        ("page cache, one copy", false, false),
+        ("direct I/O, no copy", true, true),
+    ] {
+        let mount = Mounted::new();
+        let plugins = Plugins::new();
+        let blocks = mount.path().join("blocks");
+        let mut settings = settings(&blocks);
+        settings.retain(|(key, _)| *key != "capacity_bytes" && *key != "segment_bytes");
+        settings.push(("capacity_bytes", (1u64 << 30).to_string()));
+        settings.push(("direct", direct.to_string()));
+        settings.push(("zero_copy", linked.to_string()));
+        let tier = plugins.open(&settings).unwrap();
+        let namespace = block_namespace();
+        tier.open_namespace(&namespace).unwrap();
+        let arena = map_linkable(DEPTH * BLOCK, false).unwrap().arena;
+        for number in 0..BLOCKS {
+            let buffer = slot_in(&arena, 0, BLOCK);
+            image(&namespace, number, &buffer);
+            one(
+                &*tier,
+                &namespace,
+                number,
+                Action::Write(Durability::Tier),
+                buffer,
+            )
+            .1
+            .unwrap();
+        }
+        if linked {
+            while !mount.links().iter().any(|link| link.contains('-')) {
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        }
+        // the same bytes for the loop: a file of its own, opened in the same way
+        let path = mount.path().join("raw");
+        std::fs::write(&path, vec![0x42; BLOCK * BLOCKS as usize]).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+        let file = if direct {
+            kvstored_backends::io::files::open_direct(&path, false).unwrap().0
+        } else {
+            std::fs::File::open(&path).unwrap()
+        };
+        let found = Mount::around(&Library3fs::load(&library()).unwrap(), &mount.path()).unwrap();
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&file);
+        found.register(descriptor).unwrap();
+        let ring = Ring::create(&found, DEPTH, true, 0).unwrap();
+        let memory = Memory::create(&found, DEPTH * BLOCK, 0).unwrap();
+        through_the_library(&ring, &memory, descriptor);
+        through_the_tier(&*tier, &namespace, &arena);
+        let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let (tier_time, library_time) = if round % 2 == 0 {
+                let tier_time = through_the_tier(&*tier, &namespace, &arena);
+                (tier_time, through_the_library(&ring, &memory, descriptor))
+            } else {
+                let library_time = through_the_library(&ring, &memory, descriptor);
+                (through_the_tier(&*tier, &namespace, &arena), library_time)
+            };
+            let speed = |time: Duration| READS as f64 * BLOCK as f64 / time.as_secs_f64() / 1e9;
+            ours.push(speed(tier_time));
+            theirs.push(speed(library_time));
+            ratios.push(library_time.as_secs_f64() / tier_time.as_secs_f64());
+        }
+        println!(
+            "{name}: tier {:.2} GB/s, library {:.2} GB/s, ratio {:.3} (medians of {ROUNDS} rounds of {READS} reads)",
+            median(ours),
+            median(theirs),
+            median(ratios)
+        );
+        found.deregister(descriptor);
+        tier.shutdown();
+    }
+}
