@@ -7,6 +7,7 @@ mod direct;
 mod echo;
 mod figure;
 mod geometry;
+mod handoff;
 mod lookup;
 mod posix;
 mod restart;
@@ -73,6 +74,8 @@ pub struct Args {
 enum Other {
     /// Measure reads and writes between two processes
     Transfer(transfer::Args),
+    /// Measure the hand-off of a prompt's KV between two processes
+    Handoff(handoff::Args),
 }
 
 type Measure = fn(&Setup) -> Result<Vec<Figure>>;
@@ -113,8 +116,10 @@ const GROUPS: [(&[&str], Measure); 12] = [
 
 /// Runs `kvstored bench`.
 pub fn run(args: Args) -> Result<ExitCode> {
-    if let Some(Other::Transfer(args)) = args.other {
-        return transfer::run(args);
+    match args.other {
+        Some(Other::Transfer(args)) => return transfer::run(args),
+        Some(Other::Handoff(args)) => return handoff::run(args),
+        None => {}
     }
     if let Some(socket) = &args.echo_socket {
         echo::serve(socket)?;
