@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         assert_eq!(question.encode(), bytes);
     }
-    for kind in 1..=5 {
+    for kind in 1..=6 {
         let Ok(answer) = Answer::decode(bytes, kind) else {
             continue;
         };

@@ -283,6 +283,16 @@ class Handoff:
         """
     def hold(self, request: str, blocks: _Blocks, lease: float) -> None:
         """Lets consumers pull blocks for `lease` seconds at most. Nobody may write them before `take_released`."""
+    def announce(self, request: str, lease: float) -> None:
+        """Lets consumers follow a request that is computed from now on, for `lease` seconds at most."""
+    def extend(self, request: str, blocks: _Blocks) -> bool:
+        """Where further blocks of an announced request lie, in order. Whether it's held still."""
+    def advance(self, requests: Sequence[tuple[str, int]], layer: int | None) -> None:
+        """How many blocks of announced requests are good: in one layer of `describe`, or in all."""
+    def complete(self, request: str, lease: float) -> bool:
+        """All blocks of an announced request are good, and held for `lease` seconds. Whether it's held still."""
+    def withdraw(self, requests: Sequence[str], timeout: float) -> None:
+        """Ends holds and waits until nobody reads their blocks. Raises Busy when that takes longer."""
     def drop(self, request: str) -> None:
         """Ends a hold, if there is one; `take_released` tells when its blocks may be reused."""
     def take_released(self) -> list[tuple[str, str]]:
@@ -297,9 +307,11 @@ class Handoff:
         blocks: _Blocks,
         first_block: int,
         timeout: float,
+        follows: bool = False,
     ) -> None:
         """Begins to pull the remote request's blocks from `first_block` on into these blocks.
 
+        With `follows`, the producer may compute it still: blocks come as they get good, always checked.
         `producers` are the addresses of all of its ranks, at pp_rank * tp_size + tp_rank. Raises for bad arguments
         only; `take_pulled` tells how it ended, soon after `timeout` seconds at the latest.
         """

@@ -344,3 +344,27 @@ fn a_proxy_with_unequal_lists_names_the_flags() {
         assert!(message.contains(part), "{part} in {message}");
     }
 }
+
+#[test]
+fn a_prompt_is_handed_over_between_two_processes_and_measured() {
+    for extra in [&[][..], &["--registered"], &["--no-verify"]] {
+        let mut arguments = vec!["bench", "handoff", "--geometry", "tiny", "--tokens", "500"];
+        arguments.extend(["--rounds", "1", "--transport", "tcp", "--json"]);
+        arguments.extend(extra);
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let results = report["results"].as_array().unwrap();
+        let names: Vec<&str> = results.iter().map(|row| row["name"].as_str().unwrap()).collect();
+        assert!(
+            names.contains(&"tcp_pull_together") && names.contains(&"tcp_pull_apart_release"),
+            "{names:?}"
+        );
+        for row in results.iter().filter(|row| row["unit"] == "GB/s") {
+            assert!(
+                row["value"].as_f64().unwrap() > 0.0 && row["ratio"].as_f64().unwrap() > 0.0,
+                "{row}"
+            );
+        }
+    }
+}

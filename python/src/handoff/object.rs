@@ -156,6 +156,42 @@ impl Handoff {
         detached(py, || inner.hold(request, &blocks.0, lease))
     }
 
+    /// Lets consumers follow a request that is computed from now on, for `lease` seconds at most.
+    fn announce(&self, py: Python<'_>, request: &str, lease: f64) -> Outcome<()> {
+        let (inner, lease) = (self.inner()?, seconds(lease)?);
+        detached(py, || inner.announce(request, lease))
+    }
+
+    /// Where further blocks of an announced request lie. Whether it's held still.
+    fn extend(&self, py: Python<'_>, request: &str, blocks: Blocks) -> Outcome<bool> {
+        let inner = self.inner()?;
+        detached(py, || inner.extend(request, &blocks.0))
+    }
+
+    /// How many blocks of announced requests are good: in one layer, or in all.
+    fn advance(&self, py: Python<'_>, requests: Vec<(String, u32)>, layer: Option<usize>) -> Outcome<()> {
+        let inner = self.inner()?;
+        py.detach(|| {
+            for (request, blocks) in &requests {
+                inner.advance(request, layer, *blocks);
+            }
+        });
+        Ok(())
+    }
+
+    /// All blocks of an announced request are good, and kept for `lease` seconds at most. Whether it's held still.
+    fn complete(&self, py: Python<'_>, request: &str, lease: f64) -> Outcome<bool> {
+        let (inner, lease) = (self.inner()?, seconds(lease)?);
+        Ok(py.detach(|| inner.complete(request, lease)))
+    }
+
+    /// Ends holds, and waits `timeout` seconds at most until nobody reads their blocks.
+    fn withdraw(&self, py: Python<'_>, requests: Vec<String>, timeout: f64) -> Outcome<()> {
+        let (inner, timeout) = (self.inner()?, seconds(timeout)?);
+        let deadline = self.runtime.deadline(timeout);
+        detached(py, || inner.withdraw(&requests, deadline))
+    }
+
     /// Ends a hold, if there is one.
     fn drop(&self, py: Python<'_>, request: &str) -> Outcome<()> {
         let inner = self.inner()?;
@@ -171,8 +207,8 @@ impl Handoff {
         Ok(released.into_iter().map(row).collect())
     }
 
-    /// Begins to pull blocks of another engine's request.
-    #[pyo3(signature = (request, *, remote_engine_id, remote_request, producers, blocks, first_block, timeout))]
+    /// Begins to pull blocks of another engine's request; `follows`: one that may be computed still.
+    #[pyo3(signature = (request, *, remote_engine_id, remote_request, producers, blocks, first_block, timeout, follows=false))]
     #[allow(clippy::too_many_arguments)] // named ones
     fn pull(
         &self,
@@ -184,6 +220,7 @@ impl Handoff {
         blocks: Blocks,
         first_block: u32,
         timeout: f64,
+        follows: bool,
     ) -> Outcome<()> {
         let (inner, timeout) = (self.inner()?, seconds(timeout)?);
         let remote = RemoteRequest {
@@ -191,7 +228,13 @@ impl Handoff {
             request: remote_request,
             producers,
         };
-        detached(py, || inner.pull(request, remote, blocks.0, first_block, timeout))
+        detached(py, || {
+            if follows {
+                inner.follow(request, remote, blocks.0, first_block, timeout)
+            } else {
+                inner.pull(request, remote, blocks.0, first_block, timeout)
+            }
+        })
     }
 
     /// Ends a pull, if there is one.
@@ -248,12 +291,13 @@ impl Handoff {
     }
 }
 
-fn rows(statistics: &Statistics) -> [(&'static str, u64); 20] {
+fn rows(statistics: &Statistics) -> [(&'static str, u64); 21] {
     [
         ("pulled_bytes_tcp", statistics.pulled_bytes_tcp),
         ("pulled_bytes_shm", statistics.pulled_bytes_shm),
         ("pulled_bytes_rdma", statistics.pulled_bytes_rdma),
         ("served_bytes_tcp", statistics.served_bytes_tcp),
+        ("overlapped_bytes", statistics.overlapped_bytes),
         ("pulls_ok", statistics.pulls_ok),
         ("pulls_gone", statistics.pulls_gone),
         ("pulls_mismatched", statistics.pulls_mismatched),

@@ -31,6 +31,7 @@ class Request:
         self.request_id = name
         self.prompt_token_ids = list(range(tokens))
         self.num_prompt_tokens = tokens
+        self.max_tokens = 1
         self.output_token_ids = [7]
         self.kv_transfer_params = params
         self.lora_request = None
@@ -78,11 +79,28 @@ class Native:
         self.calls: list[tuple[str, Any]] = []
         self.released: list[tuple[str, str]] = []
         self.pulled: list[tuple[str, list[int], str]] = []
-        self.moved = {f"pulled_bytes_{transport}": 0 for transport in ("shm", "tcp", "rdma")}
+        self.moved = {f"pulled_bytes_{transport}": 0 for transport in ("shm", "tcp", "rdma")} | {"overlapped_bytes": 0}
         self.fails: Exception | None = None
 
     def hold(self, request: str, blocks: list[int], lease: float) -> None:
         self._told("hold", (request, list(blocks), lease))
+
+    def announce(self, request: str, lease: float) -> None:
+        self._told("announce", (request, lease))
+
+    def extend(self, request: str, blocks: list[int]) -> bool:
+        self._told("extend", (request, list(blocks)))
+        return True
+
+    def advance(self, requests: list[tuple[str, int]], layer: int | None) -> None:
+        self._told("advance", (list(requests), layer))
+
+    def complete(self, request: str, lease: float) -> bool:
+        self._told("complete", (request, lease))
+        return True
+
+    def withdraw(self, requests: list[str], timeout: float) -> None:
+        self._told("withdraw", (list(requests), timeout))
 
     def pull(self, request: str, **named: Any) -> None:
         self._told("pull", (request, named))

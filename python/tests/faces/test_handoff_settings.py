@@ -70,6 +70,7 @@ def test_unknown_keys_are_warnings() -> None:
         ({"transports": ["pigeon"]}, "pigeon is none of shm, tcp"),
         ({"transports": 3}, "transports = 3"),
         ({"verify": "no"}, 'verify = "no"'),
+        ({"overlap": 1}, "overlap = 1"),
         ({"pull_threads": 0}, "pull_threads = 0"),
         ({"listen_host": 5}, "listen_host = 5"),
     ],

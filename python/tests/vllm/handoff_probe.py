@@ -68,6 +68,59 @@ def abort_prefill(llm: Any, prompt: list[int]) -> None:
     settle(llm)
 
 
+def begin_prefill(llm: Any, prompt: list[int], params: dict[str, Any], steps: int) -> int:
+    """Has a prompt computed for so many steps; the tokens that are computed then."""
+    llm.llm_engine.add_request("computed", {"prompt_token_ids": prompt}, _sampling(WANTED | params, 1))
+    for _ in range(steps):
+        _step(llm)
+    (request,) = scheduler_of(llm).requests.values()
+    assert not request.is_finished(), "the prompt is too short for that many steps"
+    return int(request.num_computed_tokens)
+
+
+def end_prefill(llm: Any) -> dict[str, Any] | None:
+    """Goes on to the end; what the proxy would hand on."""
+    output = _finish(llm, "computed")
+    # workers learn of it in a step, which a server makes by itself
+    llm.llm_engine.step()
+    return output.kv_transfer_params
+
+
+def preempt(llm: Any) -> None:
+    """Takes the blocks of whatever runs back, and overwrites them with others' as they are computed."""
+    assert scheduler_of(llm).reset_prefix_cache(reset_running_requests=True)
+
+
+def abort(llm: Any, name: str) -> None:
+    """Aborts a request, and lets the engine go on until nothing is held any more."""
+    llm.llm_engine.abort_request([name])
+    settle(llm)
+    # workers learn of it in a step, which a server makes by itself
+    llm.llm_engine.step()
+
+
+def follow(llm: Any, prompt: list[int], params: dict[str, Any], max_tokens: int) -> None:
+    """Asks for an answer to a prompt that is computed elsewhere."""
+    llm.llm_engine.add_request("followed", {"prompt_token_ids": prompt}, _sampling(params, max_tokens))
+
+
+def moved(llm: Any, wanted: int) -> list[int]:
+    """Lets the engine go on until so many bytes have come; these, and those that came before the prompt's end."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        _step(llm)
+        told = _native(llm).statistics()
+        bytes_moved = sum(int(told[f"pulled_bytes_{transport}"]) for transport in ("shm", "tcp"))
+        if bytes_moved >= wanted:
+            return [bytes_moved, int(told["overlapped_bytes"])]
+        assert time.monotonic() < deadline, f"{bytes_moved} bytes have come"
+
+
+def answer(llm: Any) -> list[int]:
+    """Goes on to the answer's end."""
+    return list(_finish(llm, "followed").outputs[0].token_ids)
+
+
 def set_lease(llm: Any, seconds: float) -> None:
     """Gives blocks that are kept from now on another lease; for engines with one worker."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -76,6 +129,46 @@ def set_lease(llm: Any, seconds: float) -> None:
     for connector in getattr(group, "sub_connectors", [group]):
         if type(connector).__name__ == "MooncakeConnectorV1":
             connector._worker._settings = dataclasses.replace(connector._worker._settings, lease_seconds=seconds)
+
+
+def drop_holds(llm: Any) -> None:
+    """Ends all holds, as the end of a lease does."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    group = get_kv_transfer_group()
+    for connector in getattr(group, "sub_connectors", [group]):
+        if type(connector).__name__ == "MooncakeConnectorV1":
+            for name in list(connector._worker._held):
+                connector._worker._native.drop(name)
+
+
+_ended: dict[str, Any] = {}
+"""Answers that nobody has asked for yet."""
+
+
+def _step(llm: Any) -> None:
+    _ended.update((output.request_id, output) for output in llm.llm_engine.step() if output.finished)
+
+
+def _finish(llm: Any, name: str) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        if name in _ended:
+            return _ended.pop(name)
+        _step(llm)
+        assert time.monotonic() < deadline, f"request {name} doesn't end: {_state(llm)}"
+
+
+def _state(llm: Any) -> list[Any]:
+    known = scheduler_of(llm).requests.values()
+    return [(one.request_id, one.status.name, one.num_computed_tokens, one.num_output_tokens) for one in known]
+
+
+def _native(llm: Any) -> Any:
+    """What moves the bytes, where the worker is in this process."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    return get_kv_transfer_group()._worker._native
 
 
 def _generate(llm: Any, prompts: list[list[int]], params: list[dict[str, Any]], max_tokens: int) -> list[Any]:

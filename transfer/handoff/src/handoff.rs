@@ -40,7 +40,7 @@ impl Handoff {
         settings.check()?;
         let engine = TransferEngine::start(settings.engine.clone(), runtime.clone())?;
         let memory = Arc::new(OnceLock::new());
-        let producer = Producer::start(&engine, memory.clone(), &runtime)?;
+        let producer = Producer::start(&engine, memory.clone(), settings.verify, &runtime)?;
         let consumer = Consumer::start(&settings, &engine, memory.clone(), &runtime).inspect_err(|_| {
             producer.stop(runtime.deadline(AFTER_THE_END));
         })?;
@@ -101,6 +101,41 @@ impl Handoff {
         self.producer.hold(request, blocks, lease)
     }
 
+    /// Lets consumers follow a request ([`Handoff::follow`]) that is computed from now on: its blocks are told by
+    /// [`Handoff::extend`], and pulled as [`Handoff::advance`] tells that they are good. The lease is that of a hold, and
+    /// begins anew with [`Handoff::complete`]. Fails as [`Handoff::hold`] does.
+    pub fn announce(&self, request: &str, lease: Duration) -> Result<()> {
+        self.running()?;
+        self.producer.announce(request, lease)
+    }
+
+    /// Where further blocks of an announced request lie, in the order of the prompt. Whether it's held still: consumers may be
+    /// done with it, or its lease may have ended. Fails with `InvalidInput` for blocks that aren't there.
+    pub fn extend(&self, request: &str, blocks: &[u32]) -> Result<bool> {
+        self.running()?;
+        self.producer.extend(request, blocks)
+    }
+
+    /// The first `blocks` blocks of an announced request are good in a layer, counted in the description, or in all layers.
+    /// From now on nobody may write to them there, until the request is released.
+    pub fn advance(&self, request: &str, layer: Option<usize>, blocks: u32) {
+        self.producer.advance(request, layer, blocks);
+    }
+
+    /// All blocks of an announced request are good. Whether it's held still.
+    pub fn complete(&self, request: &str, lease: Duration) -> bool {
+        self.producer.complete(request, lease)
+    }
+
+    /// Ends holds as [`Handoff::drop_request`] does, and waits until nobody reads their blocks: whoever pulls them from then on
+    /// is told that they are gone, and uses nothing of them.
+    ///
+    /// Fails with `Busy` when somebody may still read at the deadline; what they read then, they don't use either, as it isn't
+    /// vouched for by a checksum.
+    pub fn withdraw(&self, requests: &[String], deadline: Instant) -> Result<()> {
+        self.producer.withdraw(requests, deadline)
+    }
+
     /// Ends a hold. One that ended already, or that never was, is fine; consumers hear that it's gone.
     pub fn drop_request(&self, request: &str) {
         self.producer.drop_request(request);
@@ -109,6 +144,11 @@ impl Handoff {
     /// Requests whose blocks nobody reads any more, so that they may be reused; each once.
     pub fn take_released(&self) -> Vec<Released> {
         self.producer.take_released()
+    }
+
+    /// The same, once there are any, or none at the deadline.
+    pub fn wait_released(&self, deadline: Instant) -> Vec<Released> {
+        self.producer.wait_released(deadline)
     }
 
     /// Begins to pull blocks of another engine's request: those from `first_block` on, into `blocks` of this rank. How it ends,
@@ -128,6 +168,21 @@ impl Handoff {
         self.consumer.pull(request, remote, blocks, first_block, timeout)
     }
 
+    /// The same for a request that the producer computes still ([`Handoff::announce`]), or will: pulls what is good of it as
+    /// long as `timeout` allows, and is over when all of it came. Checksums are compared whatever the settings say.
+    pub fn follow(
+        &self,
+        request: &str,
+        remote: RemoteRequest,
+        blocks: Vec<u32>,
+        first_block: u32,
+        timeout: Duration,
+    ) -> Result<()> {
+        self.running()?;
+        self.consumer
+            .follow(request, remote, blocks, first_block, timeout)
+    }
+
     /// Ends a pull. It's over, as [`Handoff::take_pulled`] tells, when nothing writes to its blocks any more.
     pub fn cancel(&self, request: &str) {
         self.consumer.cancel(request);
@@ -136,6 +191,11 @@ impl Handoff {
     /// Pulls that are over; each once.
     pub fn take_pulled(&self) -> Vec<Pulled> {
         self.consumer.take_pulled()
+    }
+
+    /// The same, once there are any, or none at the deadline.
+    pub fn wait_pulled(&self, deadline: Instant) -> Vec<Pulled> {
+        self.consumer.wait_pulled(deadline)
     }
 
     /// Tells all ranks of a producer that this one wants nothing of a request, in the background, until they hear it or

@@ -55,6 +55,8 @@ pub(crate) struct Memory {
     pub description: Description<Shape>,
     /// Of all layers, in order.
     pub pieces: Vec<Placed>,
+    /// The layer of each piece.
+    pub layer_of: Vec<u32>,
     /// Blocks that every piece has.
     pub blocks: u64,
     regions: Vec<RegionId>,
@@ -75,6 +77,7 @@ impl Memory {
         let mut memory = Self {
             description: description.shapes(),
             pieces: Vec::new(),
+            layer_of: layers_of_pieces(&description.layers),
             blocks: u64::MAX,
             regions: Vec::new(),
         };
@@ -123,6 +126,14 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// The layer of each piece, counted through all layers.
+pub(crate) fn layers_of_pieces<P>(layers: &[Layer<P>]) -> Vec<u32> {
+    let counted = (0u32..).zip(layers);
+    counted
+        .flat_map(|(index, layer)| layer.pieces.iter().map(move |_| index))
+        .collect()
 }
 
 /// Where pieces lie, overlapping ones together.

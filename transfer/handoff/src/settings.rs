@@ -10,7 +10,8 @@ use kvstored_transfer::EngineSettings;
 pub struct HandoffSettings {
     /// The transfer engine, which must listen.
     pub engine: EngineSettings,
-    /// Whether checksums of what was pulled are compared with the producer's.
+    /// Whether checksums of what was pulled are compared with the producer's, and those of what is held are made before they
+    /// are asked for.
     pub verify: bool,
     /// Pulls that run at the same time.
     pub pull_threads: usize,

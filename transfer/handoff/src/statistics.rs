@@ -15,6 +15,8 @@ pub struct Statistics {
     pub pulled_bytes_rdma: u64,
     /// Bytes that this side sent to consumers over sockets; over the others, consumers read by themselves.
     pub served_bytes_tcp: u64,
+    /// Bytes of them that came while the producer still computed their request.
+    pub overlapped_bytes: u64,
     /// Pulls whose blocks all came.
     pub pulls_ok: u64,
     /// Pulls that failed as the producer doesn't hold the request any more, or never did.
@@ -61,6 +63,7 @@ pub(crate) struct PullCounts {
     pub corrupt: AtomicU64,
     pub otherwise: AtomicU64,
     pub undelivered: AtomicU64,
+    pub overlapped_bytes: AtomicU64,
 }
 
 impl PullCounts {
@@ -89,5 +92,6 @@ impl PullCounts {
         statistics.pulls_corrupt = read(&self.corrupt);
         statistics.pulls_failed_otherwise = read(&self.otherwise);
         statistics.undelivered_endings = read(&self.undelivered);
+        statistics.overlapped_bytes = read(&self.overlapped_bytes);
     }
 }

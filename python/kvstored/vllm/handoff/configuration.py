@@ -58,6 +58,8 @@ class HandoffSettings:
     """Whether what was pulled is checked against checksums."""
     pull_threads: int = 4
     """Threads of each worker that pull."""
+    overlap: bool = False
+    """Whether decode instances may pull a prompt's blocks while this prefill instance computes it."""
 
 
 def read_settings(extra: Mapping[str, Any], own_host: str) -> tuple[HandoffSettings, list[str]]:
@@ -82,18 +84,20 @@ def read_settings(extra: Mapping[str, Any], own_host: str) -> tuple[HandoffSetti
     transports = _transports(given.pop("transports", None), warnings)
     host = given.pop("listen_host", None) or own_host
     verify = given.pop("verify", True)
+    overlap = given.pop("overlap", False)
     threads = given.pop("pull_threads", 4)
     if not isinstance(host, str):
         raise InvalidInput(f"listen_host = {_shown(host)}: expected an address")
-    if not isinstance(verify, bool):
-        raise InvalidInput(f"verify = {_shown(verify)}: expected true or false")
+    for name, value in (("verify", verify), ("overlap", overlap)):
+        if not isinstance(value, bool):
+            raise InvalidInput(f"{name} = {_shown(value)}: expected true or false")
     if not _is_count(threads, 64):
         raise InvalidInput(f"pull_threads = {_shown(threads)}: expected a number from 1 to 64")
     warnings += [f"kv_connector_extra_config: nobody knows {name}" for name in sorted(given)]
     security = mooncake.Security.from_environment()
     _check_security(host, security)
     read = HandoffSettings(
-        security, host, sizes["prefill"], sizes["decode"], lease, timeout, transports, verify, threads
+        security, host, sizes["prefill"], sizes["decode"], lease, timeout, transports, verify, threads, overlap
     )
     return read, warnings
 

@@ -19,7 +19,7 @@ from kvstored.vllm import geometry
 from kvstored.vllm.guard import Guard
 from kvstored.vllm.handoff.configuration import HandoffSettings, read_settings
 from kvstored.vllm.handoff.measures import HANDOFF_MEASURES
-from kvstored.vllm.handoff.metadata import HandoffStep
+from kvstored.vllm.handoff.metadata import HandoffReport, HandoffStep
 from kvstored.vllm.handoff.placement import Place, own_place
 from kvstored.vllm.handoff.scheduler import HandoffScheduler
 from kvstored.vllm.handoff.shape import Shape, read_shape
@@ -70,6 +70,11 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
     # --- class ---------------------------------------------------------------------------------------------------
 
     @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Where layers are handed over one by one, Python has to run between the parts of a graph."""
+        return extra_config.get("overlap") is True
+
+    @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoffStatistics:
         """Statistics from what a worker sent."""
         return HandoffStatistics.of(data)
@@ -99,7 +104,13 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         pp_rank, tp_rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
         shape = read_shape(self._vllm_config, self._kv_cache_config, kv_caches, tp_rank)
         native = start_native(self._settings, self._place, shape, pp_rank, tp_rank)
-        self._worker = HandoffWorker(native, self._settings, self._statistics)
+        names = [name for name, _ in shape.layers]
+        self._worker = HandoffWorker(native, self._settings, self._statistics, names)
+
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        """Takes back blocks that are about to be overwritten, and learns what this step computes."""
+        if self._worker is not None and isinstance(kv_connector_metadata, HandoffStep):
+            self._guard(None, self._worker.prepare, kv_connector_metadata)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begins what this step brings: blocks to keep, to fetch, to give back."""
@@ -110,7 +121,9 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         """Nothing: requests wait outside the step until all their blocks are there."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: whole prompts are handed over."""
+        """A layer of this step is computed: it may be pulled, if the setting `overlap` allows that."""
+        if self._worker is not None:
+            self._guard(None, self._worker.layer_done, layer_name)
 
     def wait_for_save(self) -> None:
         """Nothing: blocks stay until they were fetched."""
@@ -125,6 +138,10 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that were to be fetched and weren't."""
         return self._guard(set(), self._worker.take_failed_blocks) if self._worker is not None else set()
+
+    def build_connector_worker_meta(self) -> HandoffReport | None:
+        """What the scheduler's side learns of this step."""
+        return self._guard(None, self._worker.report) if self._worker is not None else None
 
     def get_kv_connector_stats(self) -> HandoffStatistics | None:
         """What was measured since the last call."""
@@ -159,7 +176,7 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> HandoffStep:
         """What the workers have to do in this step."""
         assert self._scheduler is not None
-        return self._scheduler.take_step()
+        return self._scheduler.take_step(scheduler_output)
 
     def update_connector_output(self, connector_output: Any) -> None:
         """What the workers of all ranks reported."""
@@ -169,7 +186,11 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended: whether its blocks stay for a decode instance, and what that has to know."""
         assert self._scheduler is not None
-        return self._guard((False, None), self._scheduler.finished, request, block_ids)
+        answer = self._guard(None, self._scheduler.finished, request, block_ids)
+        if answer is None:
+            self._scheduler.abandoned(request.request_id)
+            return False, None
+        return answer
 
     # --- the rest ------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,11 @@ _MEASURES = (
     Measure("pulled_requests", COUNTER, "Requests whose blocks were pulled, once for each worker."),
     Measure("pulled_blocks", COUNTER, "Blocks that were pulled."),
     Measure("pulled_bytes", COUNTER, "Bytes that pulls brought.", "transport", TRANSPORTS),
+    Measure(
+        "overlapped_bytes",
+        COUNTER,
+        "Bytes of them that came while the prefill instance still computed the prompt.",
+    ),
     Measure("pull_seconds", HISTOGRAM, "Time from a pull's start to its end, in seconds.", buckets=_PULL_BUCKETS),
     Measure(
         "failed_pulls",

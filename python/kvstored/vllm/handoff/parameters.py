@@ -21,10 +21,15 @@ HAS_HANDOFF = "do_remote_prefill"
 """To a decode instance: a prefill instance has kept them."""
 ABANDONED = "kvstored_abandon"
 """To a decode instance: nobody waits for an answer any more; let the prefill instance have its blocks back."""
+TRANSFER = "kvstored_transfer"
+"""To both: a name for this prompt's way from the one to the other, where decode is to follow the computation."""
+OVERLAPS = "kvstored_overlap"
+"""From a prefill instance: prompts that come with a `TRANSFER` can be followed."""
 _PROMPT = "kvstored_prompt"
 
 MOST_NAME_BYTES = 256
 """Of a name of an engine or a request."""
+_MOST_TRANSFER_BYTES = 128
 _MOST_RANKS = 4096
 
 
@@ -37,16 +42,20 @@ class Source:
     """What the prefill instance calls the request."""
     addresses: tuple[str, ...]
     """Of all its workers, by `pp_rank * tp_size + tp_rank`."""
+    follows: bool = False
+    """Whether it may be computed still."""
 
 
-def offer(place: Place, request: Any, block_ids: Sequence[int], block_tokens: int) -> dict[str, Any]:
-    """What a prefill instance answers whose workers keep a prompt's blocks."""
+def offer(
+    place: Place, request: Any, block_ids: Sequence[int], block_tokens: int, name: str, *, overlaps: bool
+) -> dict[str, Any]:
+    """What a prefill instance answers whose workers keep a prompt's blocks under a name."""
     output = request.output_token_ids
     return {
         WANTS_HANDOFF: False,
         HAS_HANDOFF: True,
         "remote_engine_id": place.engine_id,
-        "remote_request_id": request.request_id,
+        "remote_request_id": name,
         "remote_host": place.host,
         "remote_port": place.base_port,
         "remote_ptp_size": place.tp_size,
@@ -56,17 +65,31 @@ def offer(place: Place, request: Any, block_ids: Sequence[int], block_tokens: in
         "num_prompt_blocks": len(block_ids),
         "last_token_id": int(output[-1]) if len(output) else None,
         _PROMPT: _prompt_digest(request),
-    }
+    } | ({OVERLAPS: True} if overlaps else {})
 
 
-def read_source(params: Mapping[str, Any], sizes: Sizes) -> Source:
-    """Whose blocks the parameters name; `sizes` of the prefill instance count where they don't tell.
+def transfer_name(params: Mapping[str, Any], request: Any) -> str | None:
+    """What workers call a prompt that is followed. The prompt is part of it, so that nobody follows another one. None
+    where it can't be followed.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    digest = _prompt_digest(request)
+    if params.get(TRANSFER) is None or digest is None:
+        return None
+    return f"{_text(params, TRANSFER, _MOST_TRANSFER_BYTES)}:{digest}"
+
+
+def read_source(params: Mapping[str, Any], sizes: Sizes, request: Any) -> Source:
+    """Whose blocks of a prompt the parameters name; `sizes` of the prefill instance count where they don't tell.
 
     Raises:
         InvalidInput: naming the field.
     """
     engine_id = _text(params, "remote_engine_id")
-    request_id = _text(params, "remote_request_id")
+    followed = transfer_name(params, request)
+    request_id = followed or _text(params, "remote_request_id")
     host = _text(params, "remote_host")
     port = _number(params, "remote_port", 65_535)
     tp_size = _number(params, "remote_ptp_size", _MOST_RANKS, sizes.tp_size or 1)
@@ -76,7 +99,7 @@ def read_source(params: Mapping[str, Any], sizes: Sizes) -> Source:
     if any(sign.isspace() or sign in "/@?#," for sign in host):
         raise InvalidInput(f'remote_host "{host}" is no host')
     ports = range(port, port + tp_size * pp_size)
-    return Source(engine_id, request_id, tuple(address(host, each) for each in ports))
+    return Source(engine_id, request_id, tuple(address(host, each) for each in ports), followed is not None)
 
 
 def check_prompt(params: Mapping[str, Any], request: Any, block_tokens: int) -> None:
@@ -107,12 +130,10 @@ def _prompt_digest(request: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _text(params: Mapping[str, Any], name: str) -> str:
+def _text(params: Mapping[str, Any], name: str, most_bytes: int = MOST_NAME_BYTES) -> str:
     value = params.get(name)
-    if not isinstance(value, str) or not 0 < len(value.encode(errors="replace")) <= MOST_NAME_BYTES:
-        raise InvalidInput(
-            f"{name} is missing" if value is None else f"{name} is no text of 1 to {MOST_NAME_BYTES} bytes"
-        )
+    if not isinstance(value, str) or not 0 < len(value.encode(errors="replace")) <= most_bytes:
+        raise InvalidInput(f"{name} is missing" if value is None else f"{name} is no text of 1 to {most_bytes} bytes")
     return value
 
 

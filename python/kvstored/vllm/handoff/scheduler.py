@@ -11,6 +11,7 @@ from kvstored import InvalidInput
 from kvstored.complaints import Complaints
 from kvstored.vllm.handoff.configuration import HandoffSettings
 from kvstored.vllm.handoff.metadata import HandoffStep, Pull
+from kvstored.vllm.handoff.overlap import Overlap
 from kvstored.vllm.handoff.parameters import (
     ABANDONED,
     HAS_HANDOFF,
@@ -20,6 +21,7 @@ from kvstored.vllm.handoff.parameters import (
     check_prompt,
     offer,
     read_source,
+    transfer_name,
 )
 from kvstored.vllm.handoff.placement import Place
 from kvstored.vllm.measures import Accumulator
@@ -62,10 +64,21 @@ class HandoffScheduler:
         self._arrivals: dict[str, _Arrival] = {}
         self._held: dict[str, int] = {}
         self._step = HandoffStep()
+        self._overlap = Overlap(block_tokens) if settings.overlap and produces else None
 
     def on_new_request(self, request: Any) -> None:
         """A request has arrived."""
         self._arrival(request)
+        params = request.kv_transfer_params
+        if self._overlap is None or not params or not params.get(WANTS_HANDOFF):
+            return
+        try:
+            name = transfer_name(params, request)
+        except InvalidInput as error:
+            self._complaints.report("transfer", "kvstored: a prompt can't be followed while it's computed", error)
+            return
+        if name is not None:
+            self._overlap.announce(request, name)
 
     def matched_tokens(self, request: Any, computed_tokens: int) -> tuple[int, bool]:
         """Tokens behind `computed_tokens` to fetch, and whether outside the step."""
@@ -108,35 +121,60 @@ class HandoffScheduler:
         elif arrival is not None:
             self._decline(arrival, "gone")
         params = request.kv_transfer_params
-        if not params or not params.get(WANTS_HANDOFF) or request.status.name not in _SUCCESSFUL:
+        if not params or not params.get(WANTS_HANDOFF):
+            return False, None
+        if self._overlap is not None and self._overlap.was_withdrawn(request.request_id):
+            # who followed it computes it by now
+            return False, None
+        if request.status.name not in _SUCCESSFUL:
+            self.abandoned(request.request_id)
             return False, None
         if not self._produces:
             self._complaints.report("role", "kvstored: asked to keep a prompt's blocks, but kv_role is kv_consumer")
             return False, None
         count = -(-request.num_prompt_tokens // self._block_tokens)
-        if not 0 < count <= len(block_ids):
-            self._complaints.report("blocks", f"kvstored: a prompt of {count} blocks ended with {len(block_ids)}")
-            return False, None
-        if len(request.request_id.encode()) > MOST_NAME_BYTES:
-            self._complaints.report(
-                "name", f"kvstored: request {request.request_id} has too long a name to be handed over"
-            )
+        if not self._can_keep(request, count, len(block_ids)):
+            self.abandoned(request.request_id)
             return False, None
         ids = list(block_ids[:count])
-        answer = offer(self._place, request, ids, self._block_tokens)
+        name = self._overlap.name(request.request_id) if self._overlap is not None else None
+        answer = offer(
+            self._place,
+            request,
+            ids,
+            self._block_tokens,
+            name or request.request_id,
+            overlaps=self._overlap is not None,
+        )
+        if self._overlap is not None:
+            self._overlap.complete(request.request_id)
         self._step.holds[request.request_id] = ids
         self._held[request.request_id] = count
         self._statistics.add("offered")
         self._measure_held()
         return True, answer
 
-    def take_step(self) -> HandoffStep:
-        """What the workers have to do in this step."""
+    def abandoned(self, request_id: str) -> None:
+        """The blocks of a request that has ended are freed now, whoever follows it."""
+        if self._overlap is not None:
+            self._overlap.withdraw(request_id)
+
+    def take_step(self, output: Any = None) -> HandoffStep:
+        """What the workers have to do in a step that is scheduled so."""
         step, self._step = self._step, HandoffStep()
+        if self._overlap is not None and output is not None:
+            try:
+                step.overlap = self._overlap.take_step(output)
+            except Exception:
+                logger.exception("kvstored: prompts aren't followed any more while they are computed")
+                step.overlap = self._overlap.give_up()
+                self._overlap = None
         return step
 
     def worker_output(self, output: Any) -> None:
         """What the workers of all ranks reported of a step."""
+        if self._overlap is not None:
+            self._overlap.worker_output(output)
         for request_id in output.finished_recving or ():
             if arrival := self._arrivals.get(request_id):
                 arrival.source, arrival.pulling = None, False
@@ -145,6 +183,17 @@ class HandoffScheduler:
             del self._held[request_id]
         if released:
             self._measure_held()
+
+    def _can_keep(self, request: Any, count: int, blocks: int) -> bool:
+        if not 0 < count <= blocks:
+            self._complaints.report("blocks", f"kvstored: a prompt of {count} blocks ended with {blocks}")
+            return False
+        if len(request.request_id.encode()) > MOST_NAME_BYTES:
+            self._complaints.report(
+                "name", f"kvstored: request {request.request_id} has too long a name to be handed over"
+            )
+            return False
+        return True
 
     def _arrival(self, request: Any) -> _Arrival | None:
         arrival = self._arrivals.get(request.request_id)
@@ -158,7 +207,7 @@ class HandoffScheduler:
             self._complaints.report("role", "kvstored: given a prompt's blocks to fetch, but kv_role is kv_producer")
             return _Arrival(None)
         try:
-            arrival = _Arrival(read_source(params, self._settings.prefill))
+            arrival = _Arrival(read_source(params, self._settings.prefill, request))
         except InvalidInput as error:
             # whose it is isn't known, so nobody can be told
             self._complaints.report(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from kvstored import InternalError, KvstoredError
 from kvstored.complaints import Complaints
 from kvstored.errors import BY_KIND
 from kvstored.vllm.handoff.configuration import HandoffSettings
+from kvstored.vllm.handoff.following import Following
 from kvstored.vllm.handoff.measures import TRANSPORTS
-from kvstored.vllm.handoff.metadata import HandoffStep, Pull
+from kvstored.vllm.handoff.metadata import HandoffReport, HandoffStep, Pull
 from kvstored.vllm.handoff.parameters import Source
 from kvstored.vllm.measures import Accumulator
 
@@ -30,18 +31,37 @@ class _UnderWay:
 class HandoffWorker:
     """Lives in each process that computes. Every method is called from the worker's thread; none waits for a peer."""
 
-    def __init__(self, native: Any, settings: HandoffSettings, statistics: Accumulator) -> None:
-        """Takes what moves the bytes, a `kvstored._native.Handoff` that is described already."""
+    def __init__(
+        self, native: Any, settings: HandoffSettings, statistics: Accumulator, layer_names: Sequence[str] = ()
+    ) -> None:
+        """Takes what moves the bytes: a `kvstored._native.Handoff` that is described, and the names of its layers."""
         self._native = native
         self._settings = settings
         self._statistics = statistics
         self._complaints = Complaints(logger)
-        self._held: set[str] = set()
+        self._following = Following(native, settings, self._attempt, layer_names) if settings.overlap else None
+        self._held: dict[str, str] = {}
+        """This engine's own names of requests by those under which they are kept."""
         self._pulls: dict[str, _UnderWay] = {}
         self._freed: set[str] = set()
         self._ended: set[str] = set()
         self._failed_blocks: set[int] = set()
         self._bytes = dict.fromkeys(TRANSPORTS, 0)
+        self._overlapped = 0
+
+    def prepare(self, step: HandoffStep) -> None:
+        """Before anything of a step is computed or loaded."""
+        if self._following is not None:
+            self._following.begin(step.overlap)
+
+    def layer_done(self, layer_name: str) -> None:
+        """A layer has been through the step's computation."""
+        if self._following is not None:
+            self._following.layer_done(layer_name)
+
+    def report(self) -> HandoffReport | None:
+        """What the scheduler's side learns of the step."""
+        return None if self._following is None else HandoffReport(self._following.step)
 
     def begin(self, step: HandoffStep) -> None:
         """Begins what the scheduler's side decided."""
@@ -53,8 +73,14 @@ class HandoffWorker:
             self._give_back(source)
         for request_id, block_ids in step.holds.items():
             lease = self._settings.lease_seconds
-            if self._attempt("keep blocks", self._native.hold, request_id, block_ids, lease) is None:
-                self._held.add(request_id)
+            name = step.overlap.completed.get(request_id)
+            if self._following is not None and name is not None:
+                kept = self._following.complete(name, lease)
+            else:
+                name = request_id
+                kept = self._attempt("keep blocks", self._native.hold, request_id, block_ids, lease) is None
+            if kept:
+                self._held[name] = request_id
             else:
                 self._freed.add(request_id)
         for request_id, pull in step.pulls.items():
@@ -65,11 +91,13 @@ class HandoffWorker:
 
     def finished(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks may be freed, and requests that needn't wait for blocks any more."""
-        for request_id, reason in self._native.take_released():
-            if request_id in self._held:
-                self._held.remove(request_id)
-                self._freed.add(request_id)
+        for name, reason in self._native.take_released():
+            followed = self._following is not None and self._following.released(name)
+            if followed or name in self._held:
                 self._statistics.add("released", 1, reason)
+            if name in self._held:
+                request_id = self._held.pop(name)
+                self._freed.add(request_id)
                 if reason == "expired":
                     self._complaints.report(
                         "expired",
@@ -108,7 +136,8 @@ class HandoffWorker:
             producers=list(pull.source.addresses),
             blocks=pull.block_ids,
             first_block=pull.first_block,
-            timeout=self._settings.load_timeout_seconds,
+            timeout=self._timeout(pull),
+            **({"follows": True} if pull.source.follows else {}),
         )
         if refused is not None:
             under_way = self._pulls.pop(request_id)
@@ -117,6 +146,11 @@ class HandoffWorker:
                 request_id, under_way, pull.block_ids, f"{getattr(refused, 'kind', InternalError.kind)}: {refused}"
             )
             self._give_back(pull.source)
+
+    def _timeout(self, pull: Pull) -> float:
+        # what is followed has to be computed first
+        longest = self._settings.lease_seconds if pull.source.follows else 0.0
+        return max(self._settings.load_timeout_seconds, longest)
 
     def _pulled(self, request_id: str, under_way: _UnderWay, failed: list[int], message: str) -> None:
         pull = under_way.pull
@@ -143,6 +177,8 @@ class HandoffWorker:
         for transport, before in self._bytes.items():
             self._bytes[transport] = int(moved[f"pulled_bytes_{transport}"])
             self._statistics.add("pulled_bytes", self._bytes[transport] - before, transport)
+        before, self._overlapped = self._overlapped, int(moved["overlapped_bytes"])
+        self._statistics.add("overlapped_bytes", self._overlapped - before)
 
     def _give_back(self, source: Source) -> None:
         self._attempt(

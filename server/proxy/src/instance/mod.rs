@@ -2,6 +2,7 @@
 
 mod condition;
 mod load;
+mod place;
 mod pool;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +16,7 @@ use crate::metrics::InstanceTimes;
 
 pub use condition::{Condition, Fitness, Phase};
 pub use load::{Active, Held, Load};
+pub use place::Place;
 pub use pool::{Lease, Pool, Received, SendError, Upstream};
 
 /// What an instance computes.
@@ -64,6 +66,8 @@ pub struct Instance {
     pub events: Option<EventSource>,
     /// What it has, by its own account.
     pub blocks: BlockIndex,
+    /// Where its prompts can be followed while it computes them.
+    pub place: Place,
     cache_id: AtomicU32,
 }
 
@@ -90,6 +94,7 @@ impl Instance {
             troubled: Notify::new(),
             events: None,
             blocks: BlockIndex::default(),
+            place: Place::default(),
             cache_id: AtomicU32::new(cache_id),
         }
     }

@@ -70,6 +70,13 @@ impl Claim {
         Arc::clone(&self.begun)
     }
 
+    /// The same right where a decode instance may have seen the request already.
+    pub fn followed(self, begun: Arc<AtomicBool>) -> Self {
+        let mut this = self;
+        this.begun = begun;
+        this
+    }
+
     /// The decode instance failed; nobody will pull what it hasn't pulled.
     pub fn failed(&self) {
         self.begun.store(false, Ordering::Relaxed);

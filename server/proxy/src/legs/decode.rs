@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,9 +13,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::HeaderValue;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::abandon::Claim;
 use super::exchange::{Trouble, Whole, content_type, exchange, read_whole};
-use super::prefill::Prefilled;
 use super::{Job, judge};
 use crate::choice::{Tried, choose, decode_cost};
 use crate::instance::{Active, Instance, Lease, Received, Role};
@@ -27,6 +26,17 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 const GATHERED_BYTES: usize = 16 << 10;
 /// How the type of a streamed answer begins.
 const EVENT_STREAM: &[u8] = b"text/event-stream";
+
+/// How a decode instance gets a prompt's KV.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// Where it lies, in the prefill instance's words.
+    pub transfer: Option<Bytes>,
+    /// To be set when a decode instance may have seen it.
+    pub begun: Option<Arc<AtomicBool>>,
+    /// How long it may take until it is there.
+    pub computed_within: Duration,
+}
 
 /// An answer that has begun.
 #[derive(Debug)]
@@ -42,7 +52,7 @@ impl Job {
     pub(super) async fn decode(
         &mut self,
         request: &CompletionRequest,
-        prefilled: &Prefilled,
+        way: Way,
         tried: &mut Tried,
     ) -> Result<Started, Trouble> {
         let fleet = &self.proxy.fleet;
@@ -50,7 +60,7 @@ impl Job {
         let instance = choose(&instances, tried, fleet.next_turn(Role::Decode), decode_cost)
             .ok_or_else(|| Trouble::nobody(Self::nobody("decode")))?;
         self.access.decode = Some(Arc::clone(&instance));
-        let done = self.decode_at(request, prefilled, &instance).await;
+        let done = self.decode_at(request, way, &instance).await;
         judge(&instance, done.as_ref().err());
         if done.is_err() {
             tried.note(&instance);
@@ -61,15 +71,19 @@ impl Job {
     async fn decode_at(
         &mut self,
         request: &CompletionRequest,
-        prefilled: &Prefilled,
+        way: Way,
         instance: &Arc<Instance>,
     ) -> Result<Started, Trouble> {
         let active = Active::new(Arc::clone(instance), request.tokens);
-        let mut upstream = self.upstream(request, request.decode_body(prefilled.transfer.as_ref()));
-        upstream.begun = prefilled.claim.as_ref().map(Claim::begun);
+        let mut upstream = self.upstream(request, request.decode_body(way.transfer.as_ref()));
+        upstream.begun = way.begun;
         let sent = Instant::now();
         let started = if request.stream {
-            let limit = self.proxy.settings.first_event_timeout;
+            let limit = self
+                .proxy
+                .settings
+                .first_event_timeout
+                .saturating_add(way.computed_within);
             let open = async {
                 let received = instance
                     .pool

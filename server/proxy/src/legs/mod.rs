@@ -4,10 +4,13 @@
 //! which pulls it and answers. A leg that fails is tried at another instance. A decode instance that may have begun to pull
 //! makes the KV's place worthless: its keeper frees it once it was pulled. So the prompt is prefilled again then, which the
 //! prefix cache makes cheap, instead of risking another request's KV.
+//!
+//! Where a prefill instance allows it, the first try sends both legs at once.
 
 mod abandon;
 mod decode;
 mod exchange;
+mod follow;
 mod prefill;
 
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use hyper::{Method, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::follow::Both;
 use self::prefill::Prefilled;
 use crate::access::Access;
 use crate::choice::Tried;
@@ -135,26 +139,38 @@ impl Job {
         let (mut prefillers, mut decoders) = (Tried::default(), Tried::default());
         let is_split = !request.is_indivisible();
         let mut prefilled = if is_split {
-            self.prefill(request, &mut prefillers).await?
+            self.prefill(request, &mut prefillers, true).await?
         } else {
             Prefilled::default()
         };
         let mut tries = 1;
         loop {
-            let trouble = match self.decode(request, &prefilled, &mut decoders).await {
-                Ok(started) => return Ok(started),
-                Err(trouble) => trouble,
+            let both = self.both(request, &mut prefilled, &mut decoders, &mut prefillers);
+            let (leg, trouble) = match both.await {
+                Both::Started(started) => return Ok(started),
+                Both::Elsewhere(kept) => {
+                    prefilled = kept;
+                    continue;
+                }
+                Both::NoDecode(trouble) => ("decode", trouble),
+                Both::NoPrefill(trouble) => (
+                    "prefill",
+                    Trouble {
+                        seen: true,
+                        ..trouble
+                    },
+                ),
             };
             prefilled.not_pulled();
             if !trouble.retry || tries >= self.proxy.settings.tries {
                 return Err(trouble.failure);
             }
-            self.before_retry("decode", &trouble, tries).await;
+            self.before_retry(leg, &trouble, tries).await;
             tries += 1;
             if trouble.seen && is_split {
                 // let the old KV go before new is made
                 drop(prefilled);
-                prefilled = self.prefill(request, &mut prefillers).await?;
+                prefilled = self.prefill(request, &mut prefillers, false).await?;
             }
         }
     }

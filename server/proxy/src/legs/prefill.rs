@@ -1,13 +1,15 @@
 //! The prefill leg.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::abandon::Claim;
-use super::exchange::{Trouble, exchange};
+use super::exchange::{Trouble, Whole, exchange};
+use super::follow::Followed;
 use super::{Failure, Job, judge};
 use crate::choice::{Tried, choose, prefill_cost};
 use crate::events::PromptBlocks;
@@ -22,6 +24,8 @@ pub struct Prefilled {
     pub transfer: Option<Bytes>,
     /// The right to pull it.
     pub claim: Option<Claim>,
+    /// The prefill's leg, where its computation is followed.
+    pub followed: Option<Followed>,
     /// The KV in the instance's load, until a decode instance has it.
     _held: Option<Held>,
 }
@@ -36,11 +40,12 @@ impl Prefilled {
 }
 
 impl Job {
-    /// Has a prefill instance compute the prompt.
+    /// Has a prefill instance compute the prompt. Where the instance allows it and `may_follow`, its leg is only begun.
     pub(super) async fn prefill(
         &mut self,
         request: &CompletionRequest,
         tried: &mut Tried,
+        may_follow: bool,
     ) -> Result<Prefilled, Failure> {
         let matches = self.proxy.affinity.matches(&request.chain);
         let mut ids = None;
@@ -72,17 +77,11 @@ impl Job {
             .ok_or_else(|| Self::nobody("prefill"))?;
             self.access.cached_tokens = cached(&instance).min(request.tokens);
             self.access.prefill = Some(Arc::clone(&instance));
+            if may_follow && let Some(prefilled) = self.follow(request, &instance) {
+                return Ok(prefilled);
+            }
             match self.prefill_at(request, &instance).await {
-                Ok(prefilled) => {
-                    judge(&instance, None);
-                    self.proxy.metrics.prompt_tokens.inc_by(request.tokens);
-                    self.proxy
-                        .metrics
-                        .affinity_tokens
-                        .inc_by(self.access.cached_tokens);
-                    self.proxy.affinity.computed(&request.chain, instance.cache_id());
-                    return Ok(prefilled);
-                }
+                Ok(prefilled) => return Ok(prefilled),
                 Err(trouble) => {
                     judge(&instance, Some(&trouble));
                     tried.note(&instance);
@@ -103,20 +102,28 @@ impl Job {
     ) -> Result<Prefilled, Trouble> {
         self.prefills += 1;
         let active = Active::new(Arc::clone(instance), request.tokens);
-        let upstream = self.upstream(request, request.prefill_body());
+        let upstream = self.upstream(request, request.prefill_body(None));
         let sent = Instant::now();
         self.access.queue_time = sent - self.access.received;
         let whole = exchange(instance, &upstream, self.proxy.settings.prefill_timeout).await?;
-        self.access.prefill_time = sent.elapsed();
+        drop(active);
+        self.prefilled(request, instance, whole, sent.elapsed())
+    }
+
+    /// What an instance's answer to a prefill that took so long comes to.
+    pub(super) fn prefilled(
+        &mut self,
+        request: &CompletionRequest,
+        instance: &Arc<Instance>,
+        whole: Whole,
+        took: Duration,
+    ) -> Result<Prefilled, Trouble> {
+        self.access.prefill_time = took;
         instance
             .times
             .before
             .observe(self.access.queue_time.as_secs_f64());
-        instance
-            .times
-            .during
-            .observe(self.access.prefill_time.as_secs_f64());
-        drop(active);
+        instance.times.during.observe(took.as_secs_f64());
         let document = Document::scan(whole.body).map_err(|error| {
             Trouble::at(
                 instance,
@@ -135,7 +142,14 @@ impl Job {
         if transfer.is_none() {
             tracing::debug!(id = self.access.id(), instance = %instance.name, "prefill keeps no KV");
         }
+        instance.place.learn(transfer.as_deref().unwrap_or_default());
+        judge(instance, None);
+        let metrics = &self.proxy.metrics;
+        metrics.prompt_tokens.inc_by(request.tokens);
+        metrics.affinity_tokens.inc_by(self.access.cached_tokens);
+        self.proxy.affinity.computed(&request.chain, instance.cache_id());
         Ok(Prefilled {
+            followed: None,
             claim: transfer
                 .as_ref()
                 .and_then(|transfer| Claim::new(&self.proxy, &self.headers, request, transfer)),

@@ -14,7 +14,9 @@ pub use document::{Document, Name};
 pub use pieces::Pieces;
 
 /// The parameters that ask a prefill instance to keep the prompt's KV for a decode instance.
-const KEEP_FOR_DECODE: &[u8] = br#""kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null},"stream":false,"max_tokens":1,"min_tokens":1"#;
+const KEEP_FOR_DECODE: &[u8] = br#""kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null"#;
+/// The rest of what is said to a prefill instance.
+const ONE_TOKEN: &[u8] = br#"},"stream":false,"max_tokens":1,"min_tokens":1"#;
 /// Fields of the client's request that the prefill leg must not have.
 const NOT_FOR_PREFILL: [Name; 9] = [
     Name::KvTransferParams,
@@ -135,9 +137,14 @@ impl CompletionRequest {
         is_plain.then(|| self.document.read(Name::Prompt)).flatten()
     }
 
-    /// The body of the prefill leg: one token, no stream, and the KV kept.
-    pub fn prefill_body(&self) -> Pieces {
+    /// The body of the prefill leg: one token, no stream, and the KV kept. `followed_as`: the name by which a decode instance
+    /// follows the computation, which needs no escapes.
+    pub fn prefill_body(&self, followed_as: Option<&str>) -> Pieces {
         let mut added = vec![Bytes::from_static(KEEP_FOR_DECODE)];
+        if let Some(name) = followed_as {
+            added.push(Bytes::from(format!(r#","kvstored_transfer":"{name}""#)));
+        }
+        added.push(Bytes::from_static(ONE_TOKEN));
         if self.document.has(Name::MaxCompletionTokens) {
             added.push(Bytes::from_static(br#","max_completion_tokens":1"#));
         }
@@ -214,12 +221,15 @@ mod tests {
             "remote_block_ids": null, "remote_host": null, "remote_port": null,
         });
         assert_eq!(
-            value(request.prefill_body()),
+            value(request.prefill_body(None)),
             json!({
                 "model": "m", "prompt": "p", "stream": false, "max_tokens": 1, "max_completion_tokens": 1,
                 "min_tokens": 1, "temperature": 0.5, "kv_transfer_params": keep,
             })
         );
+        let followed = value(request.prefill_body(Some("name")));
+        assert_eq!(followed["kv_transfer_params"]["kvstored_transfer"], "name");
+        assert_eq!(followed["max_tokens"], 1);
         let transfer = Bytes::from_static(br#"{"remote_host":"p1"}"#);
         let decode = value(request.decode_body(Some(&transfer)));
         assert_eq!(decode["kv_transfer_params"], json!({"remote_host": "p1"}));

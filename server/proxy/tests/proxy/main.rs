@@ -10,6 +10,7 @@ mod input;
 mod kv_events;
 mod lifecycle;
 mod mock;
+mod overlap;
 mod prefill_faults;
 mod publisher;
 mod recompute;

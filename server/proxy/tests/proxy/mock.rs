@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 /// What an instance does with requests for completions.
@@ -27,6 +27,10 @@ use tokio::task::JoinSet;
 pub enum Behaviour {
     /// Answers.
     Good,
+    /// Answers when it's let.
+    Gated,
+    /// A prefill of that engine, which can be followed; answers when it's let if that is said.
+    Followed(&'static str, bool),
     /// Answers with that status.
     Status(u16, &'static str),
     /// Never answers.
@@ -72,6 +76,8 @@ pub struct State {
     connections: AtomicUsize,
     /// Answers that hang end with a broken connection when this is told.
     break_pending: Notify,
+    /// Permits for answers that wait.
+    gate: Semaphore,
 }
 
 pub struct Mock {
@@ -96,6 +102,7 @@ impl Mock {
             cancelled: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             break_pending: Notify::new(),
+            gate: Semaphore::new(0),
         });
         let server = tokio::spawn(serve(listener, Arc::clone(&state)));
         Self {
@@ -128,6 +135,11 @@ impl Mock {
 
     pub fn cancelled(&self) -> usize {
         self.state.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Lets one answer go that waits, or will.
+    pub fn let_go(&self) {
+        self.state.gate.add_permits(1);
     }
 
     /// Breaks the connections of answers that hang.
@@ -208,6 +220,17 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     };
     match behaviour.unwrap_or(Behaviour::Good) {
         Behaviour::Good => Ok(good(&state, &target, &body)),
+        Behaviour::Gated => {
+            wait(&state).await;
+            Ok(good(&state, &target, &body))
+        }
+        Behaviour::Followed(engine, waits) => {
+            if waits {
+                wait(&state).await;
+            }
+            let answer = followed(engine, &body).to_string();
+            Ok(reply(&state, 200, "application/json", [Step::Data(answer)]))
+        }
         Behaviour::Status(status, text) => Ok(reply(
             &state,
             status,
@@ -222,6 +245,28 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         Behaviour::Close => Err(io::ErrorKind::Other.into()),
         Behaviour::Script(content_type, steps) => Ok(reply(&state, 200, content_type, steps)),
     }
+}
+
+async fn wait(state: &Arc<State>) {
+    let pending = Pending(Arc::clone(state));
+    state.gate.acquire().await.unwrap().forget();
+    std::mem::forget(pending);
+}
+
+/// The answer of a prefill instance whose prompts can be followed.
+pub fn followed(engine: &str, body: &Value) -> Value {
+    let name = match body["kv_transfer_params"]["kvstored_transfer"].as_str() {
+        Some(name) => format!("{name}:0123"),
+        None => "plain".to_owned(),
+    };
+    json!({
+        "choices": [{"text": "x"}],
+        "kv_transfer_params": {
+            "do_remote_prefill": true, "do_remote_decode": false, "kvstored_overlap": true, "remote_engine_id": engine,
+            "remote_host": "10.0.0.1", "remote_port": 20001, "remote_ptp_size": 1, "remote_pp_size": 1,
+            "remote_block_size": 128, "remote_block_ids": [1, 2], "remote_request_id": name,
+        },
+    })
 }
 
 /// What an answer that never comes leaves behind when it's given up.

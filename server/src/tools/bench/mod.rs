@@ -7,6 +7,7 @@ mod direct;
 mod echo;
 mod figure;
 mod geometry;
+mod handoff;
 mod lookup;
 mod object;
 mod posix;
@@ -76,6 +77,8 @@ enum Other {
     Transfer(transfer::Args),
     /// Measure dumps to a bucket and loads from it
     Object(object::Args),
+    /// Measure the hand-off of a prompt's KV between two processes
+    Handoff(handoff::Args),
 }
 
 type Measure = fn(&Setup) -> Result<Vec<Figure>>;
@@ -119,6 +122,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.other {
         Some(Other::Transfer(args)) => return transfer::run(args),
         Some(Other::Object(args)) => return object::run(&args),
+        Some(Other::Handoff(args)) => return handoff::run(args),
         None => {}
     }
     if let Some(socket) = &args.echo_socket {

@@ -1,6 +1,7 @@
 //! The consumer's side: pulls, and words to producers that they are done.
 
 mod ending;
+mod follow;
 mod producers;
 mod ranges;
 mod request;
@@ -9,12 +10,12 @@ mod run;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use kvstored_transfer::TransferEngine;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub use request::{Pulled, RemoteRequest};
 
@@ -32,6 +33,10 @@ use run::Step;
 
 /// Threads that tell producers.
 const ENDING_THREADS: usize = 2;
+/// Waits for a producer that doesn't know a request yet grow from the one to the other …
+const NOT_YET_WAITS: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(80)];
+/// … and those for one that computes it.
+const FOLLOWING_WAITS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(16)];
 
 /// What looks after pulls that no thread works on, or that are to end.
 enum Watch {
@@ -57,6 +62,8 @@ pub(crate) struct Consumer {
     grace: Duration,
     done_timeout: Duration,
     pulls: Mutex<Pulls>,
+    /// A pull is over.
+    ended: Condvar,
     queue: Arc<Queue<Arc<Pull>>>,
     endings: Arc<Queue<Ending>>,
     watch: Arc<Queue<Watch>>,
@@ -81,6 +88,7 @@ impl Consumer {
             grace: settings.grace,
             done_timeout: settings.done_timeout,
             pulls: Mutex::default(),
+            ended: Condvar::new(),
             queue: Queue::new(MAX_PULLS, runtime),
             endings: Queue::new(MAX_ENDINGS, runtime),
             // deadlines of pulls that are over stay until then
@@ -121,6 +129,30 @@ impl Consumer {
         first_block: u32,
         timeout: Duration,
     ) -> Result<()> {
+        self.start_pull(request, remote, blocks, first_block, timeout, false)
+    }
+
+    /// The same for a request that the producer computes still, or will.
+    pub fn follow(
+        &self,
+        request: &str,
+        remote: RemoteRequest,
+        blocks: Vec<u32>,
+        first_block: u32,
+        timeout: Duration,
+    ) -> Result<()> {
+        self.start_pull(request, remote, blocks, first_block, timeout, true)
+    }
+
+    fn start_pull(
+        &self,
+        request: &str,
+        remote: RemoteRequest,
+        blocks: Vec<u32>,
+        first_block: u32,
+        timeout: Duration,
+        follows: bool,
+    ) -> Result<()> {
         name_length("request", request.len())?;
         remote.check()?;
         check_blocks(self.memory()?, &blocks)?;
@@ -133,7 +165,9 @@ impl Consumer {
             return Err(Error::invalid(format!("block {one} is there twice")));
         }
         let deadline = self.runtime.deadline(timeout);
-        let grace_end = deadline.min(self.runtime.deadline(self.grace));
+        // a request that waits for its turn at the producer may be announced late
+        let grace = if follows { timeout } else { self.grace };
+        let grace_end = deadline.min(self.runtime.deadline(grace));
         let pull = Pull::new(
             request.to_owned(),
             remote,
@@ -141,6 +175,7 @@ impl Consumer {
             first_block,
             deadline,
             grace_end,
+            follows,
         );
         let mut pulls = self.pulls.lock();
         if pulls.pending.contains_key(request) {
@@ -175,6 +210,13 @@ impl Consumer {
     /// Pulls that are over since the last call.
     pub fn take_pulled(&self) -> Vec<Pulled> {
         std::mem::take(&mut self.pulls.lock().over)
+    }
+
+    /// The same, once there are any, or none at the deadline.
+    pub fn wait_pulled(&self, deadline: Instant) -> Vec<Pulled> {
+        let mut pulls = self.pulls.lock();
+        while pulls.over.is_empty() && !self.ended.wait_until(&mut pulls, deadline).timed_out() {}
+        std::mem::take(&mut pulls.over)
     }
 
     /// Tells a producer that this rank wants nothing of a request. Fails with `InvalidInput`, and with `Busy` when too much
@@ -215,7 +257,11 @@ impl Consumer {
         }
         let outcome = match self.work(pull) {
             Ok(Step::Over(bad)) => Ok(bad.iter().copied().collect::<Vec<_>>()),
-            Ok(Step::NotYet) => match self.again(pull) {
+            Ok(Step::NotYet) => match self.again(pull, NOT_YET_WAITS, false) {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
+            Ok(Step::Later { came }) => match self.again(pull, FOLLOWING_WAITS, came) {
                 Ok(()) => return,
                 Err(error) => Err(error),
             },
@@ -232,8 +278,8 @@ impl Consumer {
     }
 
     /// Has a pull worked on later.
-    fn again(&self, pull: &Arc<Pull>) -> Result<()> {
-        let wait = pull.pause().ok_or_else(cancelled)?;
+    fn again(&self, pull: &Arc<Pull>, waits: [Duration; 2], came: bool) -> Result<()> {
+        let wait = pull.pause(waits, came).ok_or_else(cancelled)?;
         let at = self.runtime.deadline(wait).min(pull.grace_end);
         self.queue.push(at, pull.clone()).or_else(|error| {
             // somebody else may have ended it meanwhile
@@ -252,8 +298,12 @@ impl Consumer {
                 if let Some(pull) = pull.upgrade()
                     && pull.expire()
                 {
-                    let error = Error::new(ErrorKind::TimedOut, "no thread was free for the pull in time");
-                    self.report(&pull, Err(error));
+                    let message = if pull.follows {
+                        "the blocks weren't computed in time"
+                    } else {
+                        "no thread was free for the pull in time"
+                    };
+                    self.report(&pull, Err(Error::new(ErrorKind::TimedOut, message)));
                 }
             }
         }
@@ -300,6 +350,8 @@ impl Consumer {
         let mut pulls = self.pulls.lock();
         pulls.pending.remove(&pull.request);
         pulls.over.push(pulled);
+        drop(pulls);
+        self.ended.notify_all();
     }
 
     fn memory(&self) -> Result<&Memory> {

@@ -91,37 +91,73 @@ impl Range {
     }
 }
 
-/// The ranges of one producer, batch by batch.
-pub(crate) struct Batches {
-    slices: Vec<Slice>,
-    /// Blocks of each run at the producer.
-    runs: Vec<u32>,
-    slice: usize,
+/// How far the blocks of a slice were given out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
     run: usize,
     /// The first block that wasn't given out, of the pull and of the run.
     block: u32,
     in_run: u32,
+    /// Blocks before this one may be given out.
+    limit: u32,
+}
+
+/// The ranges of one producer, batch by batch.
+pub(crate) struct Batches {
+    slices: Vec<Slice>,
+    /// Blocks of each run at the producer, as far as they are located.
+    runs: Vec<u32>,
+    /// For each slice.
+    cursors: Vec<Cursor>,
+    /// The first slice of which there may be something to give out.
+    slice: usize,
 }
 
 impl Batches {
+    /// All blocks of the runs.
     pub fn new(slices: Vec<Slice>, runs: Vec<u32>) -> Self {
+        let mut batches = Self::growing(slices);
+        batches.located(runs);
+        batches.allow(|_| u32::MAX);
+        batches
+    }
+
+    /// Blocks that are located later, and given out as they are allowed.
+    pub fn growing(slices: Vec<Slice>) -> Self {
         Self {
+            cursors: vec![Cursor::default(); slices.len()],
             slices,
-            runs,
+            runs: Vec::new(),
             slice: 0,
-            run: 0,
-            block: 0,
-            in_run: 0,
         }
     }
 
-    /// The ranges of the next batch; none at the end.
+    /// Where further blocks lie.
+    pub fn located(&mut self, runs: Vec<u32>) {
+        self.runs.extend(runs);
+    }
+
+    /// How many blocks of each slice may be given out, counted in the pull.
+    pub fn allow(&mut self, limit: impl Fn(&Slice) -> u32) {
+        for (cursor, slice) in self.cursors.iter_mut().zip(&self.slices) {
+            cursor.limit = limit(slice);
+        }
+        self.slice = 0;
+    }
+
+    /// Whether that many blocks of each slice were given out.
+    pub fn gave_out(&self, blocks: u32) -> bool {
+        self.cursors.iter().all(|cursor| cursor.block >= blocks)
+    }
+
+    /// The ranges of the next batch; none if there is nothing to give out.
     pub fn next_batch(&mut self) -> Vec<Range> {
         let (mut bytes, mut entries) = (0, 0);
         let mut batch = Vec::new();
-        while batch.len() < MAX_ITEMS {
+        while batch.len() < MAX_ITEMS && self.slice < self.slices.len() {
             let Some(range) = self.peek() else {
-                break;
+                self.slice += 1;
+                continue;
             };
             bytes += range.bytes();
             entries += range.entries_at_most();
@@ -136,30 +172,35 @@ impl Batches {
 
     fn peek(&self) -> Option<Range> {
         let slice = *self.slices.get(self.slice)?;
-        let left = self.runs.get(self.run)?.checked_sub(self.in_run)?;
+        let cursor = self.cursors.get(self.slice)?;
+        let left = self.runs.get(cursor.run)?.checked_sub(cursor.in_run)?;
+        let allowed = cursor.limit.saturating_sub(cursor.block);
+        if allowed == 0 {
+            return None;
+        }
         let one = Range {
             slice,
-            first: self.block,
+            first: cursor.block,
             blocks: 1,
         };
         let by_bytes = RANGE_BYTES / one.bytes().max(1);
         let by_entries = BATCH_ENTRIES / one.entries_at_most().max(1);
+        let most = by_bytes.min(by_entries).clamp(1, u64::from(u32::MAX)) as u32;
         Some(Range {
-            blocks: left.min(by_bytes.min(by_entries).clamp(1, u64::from(u32::MAX)) as u32),
+            blocks: left.min(allowed).min(most),
             ..one
         })
     }
 
     fn advance(&mut self, blocks: u32) {
-        self.block += blocks;
-        self.in_run += blocks;
-        if self.runs.get(self.run).is_none_or(|run| self.in_run >= *run) {
-            self.run += 1;
-            self.in_run = 0;
-        }
-        if self.run >= self.runs.len() {
-            self.slice += 1;
-            (self.run, self.block, self.in_run) = (0, 0, 0);
+        let Some(cursor) = self.cursors.get_mut(self.slice) else {
+            return;
+        };
+        cursor.block += blocks;
+        cursor.in_run += blocks;
+        if self.runs.get(cursor.run).is_none_or(|run| cursor.in_run >= *run) {
+            cursor.run += 1;
+            cursor.in_run = 0;
         }
     }
 }
@@ -220,6 +261,35 @@ mod tests {
                 }
             }
             prop_assert_eq!((next, slice), (blocks, slices.len() - 1));
+            prop_assert!(batches.gave_out(blocks) && !batches.gave_out(blocks + 1));
+        }
+
+        #[test]
+        fn what_grows_is_given_out_once_and_as_it_is_allowed(
+            steps in prop::collection::vec((prop::collection::vec(1u32..40, 0..4), 0u32..200, 0u32..200), 1..12),
+        ) {
+            let slices = vec![slice(1, 1000, 4), Slice { remote_piece: 4, ..slice(2, 70_000, 2) }];
+            let mut batches = Batches::growing(slices.clone());
+            let (mut known, mut taken) = (0, [0, 0]);
+            for (runs, one, other) in steps {
+                known += runs.iter().sum::<u32>();
+                batches.located(runs);
+                let limits = [one.min(known), other.min(known)];
+                batches.allow(|slice| limits[usize::from(slice.remote_piece == 4)]);
+                loop {
+                    let batch = batches.next_batch();
+                    if batch.is_empty() {
+                        break;
+                    }
+                    for range in batch {
+                        let which = usize::from(range.slice.remote_piece == 4);
+                        prop_assert_eq!(range.first, taken[which]);
+                        taken[which] += range.blocks;
+                        prop_assert!(taken[which] <= limits[which]);
+                    }
+                }
+                prop_assert!((0..2).all(|which| taken[which] >= limits[which]));
+            }
         }
     }
 }

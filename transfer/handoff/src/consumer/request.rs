@@ -7,6 +7,7 @@ use kvstored_core::{Error, Result};
 use kvstored_transfer::Transfer;
 use parking_lot::{Condvar, Mutex};
 
+use super::follow::Followed;
 use crate::geometry::name_length;
 use crate::limits::MAX_RANKS;
 
@@ -76,6 +77,10 @@ pub(crate) struct Pull {
     pub deadline: Instant,
     /// Until when a producer that doesn't know the request is asked again.
     pub grace_end: Instant,
+    /// Whether the producer may compute it still.
+    pub follows: bool,
+    /// How far that has come, between two turns.
+    pub followed: Mutex<Option<Followed>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -99,6 +104,7 @@ impl Pull {
         first_block: u32,
         deadline: Instant,
         grace_end: Instant,
+        follows: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             request,
@@ -107,6 +113,8 @@ impl Pull {
             first_block,
             deadline,
             grace_end,
+            follows,
+            followed: Mutex::default(),
             state: Mutex::new(State {
                 phase: Phase::Waiting,
                 cancelled: false,
@@ -127,15 +135,17 @@ impl Pull {
         begins
     }
 
-    /// The thread leaves it until later; how long to wait. `None` when it was cancelled meanwhile.
-    pub fn pause(&self) -> Option<Duration> {
+    /// The thread leaves it until later; how long to wait: twice as long each time that nothing came, within those bounds.
+    /// `None` when it was cancelled meanwhile.
+    pub fn pause(&self, waits: [Duration; 2], came: bool) -> Option<Duration> {
         let mut state = self.state.lock();
         if state.cancelled {
             return None;
         }
         state.phase = Phase::Waiting;
-        state.attempts += 1;
-        Some(Duration::from_millis(5 << state.attempts.min(4)))
+        state.attempts = if came { 0 } else { state.attempts + 1 };
+        let [first, longest] = waits;
+        Some((first * 2u32.pow(state.attempts.min(10))).min(longest))
     }
 
     /// Ends it for a reason that isn't its thread's.

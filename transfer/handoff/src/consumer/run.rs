@@ -14,7 +14,7 @@ use super::ranges::{Batches, Range};
 use super::request::Pull;
 use crate::memory::{Heads, Memory};
 use crate::plan::{check_fit, plan};
-use crate::wire::{Answer, MAX_LOCATED, Question, Status};
+use crate::wire::{Answer, MAX_LOCATED, Question, Right, Status};
 
 /// Transfers from one producer at the same time.
 const UNDER_WAY: usize = 2;
@@ -31,10 +31,12 @@ pub(super) enum Step {
     Over(BTreeSet<u32>),
     /// A producer doesn't know the request yet.
     NotYet,
+    /// A producer computes the request still; whether something came.
+    Later { came: bool },
 }
 
 /// Ends the work on a pull before its end.
-enum Stop {
+pub(super) enum Stop {
     NotYet,
     Failed(Error),
 }
@@ -46,18 +48,29 @@ impl From<Error> for Stop {
 }
 
 /// A batch under way.
-struct Batch {
+pub(super) struct Batch {
     transfer: Arc<Transfer>,
     ranges: Vec<Range>,
     ticket: u64,
 }
 
 /// What is pulled from one producer.
-struct Source {
-    peer: Peer,
-    batches: Batches,
+pub(super) struct Source {
+    pub peer: Peer,
+    pub batches: Batches,
     under_way: VecDeque<Batch>,
     exhausted: bool,
+}
+
+impl Source {
+    pub fn new(peer: Peer, batches: Batches) -> Self {
+        Self {
+            peer,
+            batches,
+            under_way: VecDeque::new(),
+            exhausted: false,
+        }
+    }
 }
 
 impl Consumer {
@@ -68,14 +81,18 @@ impl Consumer {
             memory: self.memory()?,
             pull,
         };
-        let outcome = work.run();
+        let outcome = if pull.follows {
+            work.follow()
+        } else {
+            work.run().map(Step::Over)
+        };
         // those that are left after an error
         for transfer in pull.transfers() {
             transfer.cancel();
             pull.remove(&transfer);
         }
         match outcome {
-            Ok(bad) => Ok(Step::Over(bad)),
+            Ok(step) => Ok(step),
             Err(Stop::NotYet) if self.runtime.clock.now() < pull.grace_end => Ok(Step::NotYet),
             Err(Stop::NotYet) => Err(Error::new(
                 ErrorKind::NotFound,
@@ -89,10 +106,10 @@ impl Consumer {
     }
 }
 
-struct Work<'a> {
-    consumer: &'a Consumer,
-    memory: &'a Memory,
-    pull: &'a Pull,
+pub(super) struct Work<'a> {
+    pub consumer: &'a Consumer,
+    pub memory: &'a Memory,
+    pub pull: &'a Pull,
 }
 
 impl Work<'_> {
@@ -103,22 +120,25 @@ impl Work<'_> {
         let mut sources = Vec::new();
         for (rank, slices) in ranks.iter().zip(slices) {
             if !slices.is_empty() {
-                let runs = self.locate(&rank.peer)?;
-                sources.push(Source {
-                    peer: rank.peer.clone(),
-                    batches: Batches::new(slices, runs),
-                    under_way: VecDeque::new(),
-                    exhausted: false,
-                });
+                let runs = self.locate(&rank.peer, 0, self.pull.blocks.len())?;
+                sources.push(Source::new(rank.peer.clone(), Batches::new(slices, runs)));
             }
         }
         let mut bad = BTreeSet::new();
+        self.drain(&mut sources, &mut bad)?;
+        Ok(bad)
+    }
+
+    /// Moves all that may be given out. Bytes that came.
+    pub(super) fn drain(&self, sources: &mut [Source], bad: &mut BTreeSet<u32>) -> Result<u64, Stop> {
+        let mut came = 0;
         // all at once, not one after the other
-        for source in &mut sources {
+        for source in &mut *sources {
+            source.exhausted = false;
             self.fill(source)?;
         }
-        while !sources.is_empty() {
-            for source in &mut sources {
+        while sources.iter().any(|source| !source.under_way.is_empty()) {
+            for source in &mut *sources {
                 self.fill(source)?;
                 let Some(batch) = source.under_way.pop_front() else {
                     continue;
@@ -129,16 +149,22 @@ impl Work<'_> {
                 // while the checksums are made, the next is under way
                 self.fill(source)?;
                 if batch.ticket != 0 {
-                    self.verify(&source.peer, &batch, &mut bad)?;
+                    self.verify(&source.peer, &batch, bad)?;
                 }
+                came += batch.ranges.iter().map(Range::bytes).sum::<u64>();
             }
-            sources.retain(|source| !(source.exhausted && source.under_way.is_empty()));
         }
-        Ok(bad)
+        Ok(came)
+    }
+
+    /// Whether checksums are compared. Blocks that are followed may be taken back and written to while they are read, and
+    /// the question for checksums is what tells.
+    fn verifies(&self) -> bool {
+        self.consumer.verify || self.pull.follows
     }
 
     /// All ranks of the producer, which fit this one.
-    fn ranks(&self) -> Result<Vec<Rank>, Stop> {
+    pub(super) fn ranks(&self) -> Result<Vec<Rank>, Stop> {
         let producers = &self.pull.remote.producers;
         let mut ranks = Vec::with_capacity(producers.len());
         for (index, address) in producers.iter().enumerate() {
@@ -164,13 +190,12 @@ impl Work<'_> {
         Ok(ranks)
     }
 
-    /// The runs in which the blocks lie at a rank.
-    fn locate(&self, peer: &Peer) -> Result<Vec<u32>, Stop> {
-        let wanted = self.pull.blocks.len();
+    /// The runs in which some blocks of the pull lie at a rank.
+    pub(super) fn locate(&self, peer: &Peer, first: usize, end: usize) -> Result<Vec<u32>, Stop> {
         let mut runs = Vec::new();
-        let mut found = 0;
-        while found < wanted {
-            let blocks = (wanted - found).min(MAX_LOCATED);
+        let mut found = first;
+        while found < end {
+            let blocks = (end - found).min(MAX_LOCATED);
             let question = Question::Locate {
                 engine_id: self.pull.remote.engine_id.clone(),
                 request: self.pull.remote.request.clone(),
@@ -208,20 +233,23 @@ impl Work<'_> {
         let question = Question::Grant {
             engine_id: self.pull.remote.engine_id.clone(),
             request: self.pull.remote.request.clone(),
-            sums: self.consumer.verify,
+            sums: self.verifies(),
             items: ranges
                 .iter()
                 .map(|range| range.item(self.pull.first_block))
                 .collect(),
         };
-        let Answer::Granted { ticket, grants } = self.ask(&source.peer, &question)? else {
+        let Answer::Granted { ticket, rights } = self.ask(&source.peer, &question)? else {
             return Err(strange().into());
         };
-        if grants.len() != ranges.len() || (ticket == 0 && self.consumer.verify) {
+        if rights.len() != ranges.len() || (ticket == 0 && self.verifies()) {
             return Err(strange().into());
         }
         let mut entries = Vec::new();
-        for (range, grant) in ranges.iter().zip(grants) {
+        for (range, Right { grant, worth }) in ranges.iter().zip(rights) {
+            if !worth.is_empty() {
+                source.peer.foretold(&grant, &worth);
+            }
             let local = self.memory.pieces.get(range.slice.local_piece as usize);
             let local = local.ok_or_else(|| Error::internal("a plan with a piece that isn't there"))?;
             range.entries(local, &self.pull.blocks, grant, &mut entries);
@@ -303,7 +331,7 @@ impl Work<'_> {
         checksum.value()
     }
 
-    fn ask(&self, peer: &Peer, question: &Question) -> Result<Answer, Stop> {
+    pub(super) fn ask(&self, peer: &Peer, question: &Question) -> Result<Answer, Stop> {
         self.check()?;
         let heard = ask(peer, question, self.question_deadline());
         self.heard(heard.map_err(|error| error.with("producer", peer.address()))?)

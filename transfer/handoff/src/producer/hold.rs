@@ -7,6 +7,7 @@ use std::time::Instant;
 use kvstored_core::{Error, Result};
 use kvstored_transfer::{Publication, TransferEngine};
 
+use super::early::Early;
 use crate::memory::{Memory, Placed};
 use crate::wire::Item;
 
@@ -60,6 +61,10 @@ pub(super) struct Hold {
     /// Ranks of the consumer that want nothing any more.
     done: BTreeSet<u32>,
     pub tickets: Vec<u64>,
+    /// While the request is computed: how many of the blocks are good, from the first on, by layer.
+    ready: Option<Vec<u32>>,
+    /// Checksums that are made before they are asked for.
+    pub early: Option<Arc<Early>>,
 }
 
 impl Hold {
@@ -72,7 +77,69 @@ impl Hold {
             published: BTreeMap::new(),
             done: BTreeSet::new(),
             tickets: Vec::new(),
+            ready: None,
+            early: None,
         }
+    }
+
+    /// A request that is computed from now on, into blocks that are told later.
+    pub fn announced(number: u64, layers: usize, lease_end: Instant) -> Self {
+        Self {
+            ready: Some(vec![0; layers]),
+            ..Self::new(number, Vec::new().into(), lease_end)
+        }
+    }
+
+    /// Whether it's computed still.
+    pub fn is_announced(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Tells where further blocks lie. A run never grows, as it may be published already.
+    pub fn extend(&mut self, blocks: &[u32]) {
+        let before = self.blocks.len() as u32;
+        let more = runs(blocks).into_iter().map(|run| Run {
+            first: before + run.first,
+            ..run
+        });
+        self.runs.extend(more);
+        self.blocks = self.blocks.iter().chain(blocks).copied().collect();
+    }
+
+    /// That many blocks are good in a layer, or in all.
+    pub fn advance(&mut self, layer: Option<usize>, blocks: u32) {
+        let most = self.blocks.len() as u32;
+        for (index, ready) in self.ready.iter_mut().flatten().enumerate() {
+            if layer.is_none_or(|layer| layer == index) {
+                *ready = blocks.min(most).max(*ready);
+            }
+        }
+    }
+
+    /// All blocks are good.
+    pub fn complete(&mut self) {
+        self.ready = None;
+    }
+
+    /// Whether it's complete, and how many blocks are good in each layer.
+    pub fn progress(&self, layers: usize) -> (bool, Vec<u32>) {
+        match &self.ready {
+            Some(ready) => (false, ready.clone()),
+            None => (true, vec![self.blocks.len() as u32; layers]),
+        }
+    }
+
+    /// Whether the place of some blocks is known, or never will be.
+    pub fn knows(&self, first: u32, blocks: u32) -> bool {
+        self.ready.is_none() || self.end(first, blocks).is_ok()
+    }
+
+    /// Whether an item's blocks are good. One that makes no sense is for [`Hold::part`] to refuse.
+    pub fn is_ready(&self, memory: &Memory, item: &Item) -> bool {
+        let Some(ready) = &self.ready else { return true };
+        let layer = memory.layer_of.get(item.piece as usize);
+        let ready = layer.and_then(|layer| ready.get(*layer as usize));
+        ready.is_none_or(|ready| item.first.saturating_add(item.blocks) <= *ready)
     }
 
     /// The runs of some blocks, as far as they lie within them. Fails with `InvalidInput` for blocks that it doesn't have.
@@ -176,6 +243,25 @@ mod tests {
         for (first, blocks) in [(0, 8), (7, 1), (0, 0), (u32::MAX, 1), (1, u32::MAX)] {
             assert!(hold.locate(first, blocks).is_err(), "{first}+{blocks}");
         }
+    }
+
+    #[test]
+    fn runs_of_what_is_computed_do_not_grow() {
+        let mut hold = Hold::announced(1, 2, Runtime::system().clock.now());
+        assert!(hold.is_announced() && !hold.knows(0, 1));
+        hold.extend(&[5, 6]);
+        hold.extend(&[7, 2]);
+        assert_eq!(hold.locate(0, 4).unwrap(), [2, 1, 1]);
+        hold.advance(Some(1), 3);
+        hold.advance(Some(1), 2);
+        hold.advance(Some(9), 4);
+        assert_eq!(hold.progress(2), (false, vec![0, 3]));
+        hold.advance(None, 9);
+        assert_eq!(hold.progress(2), (false, vec![4, 4]));
+        assert!(hold.knows(3, 1) && !hold.knows(3, 2));
+        hold.complete();
+        assert_eq!(hold.progress(2), (true, vec![4, 4]));
+        assert!(hold.knows(3, 2), "so that it's refused");
     }
 
     #[test]

@@ -80,6 +80,8 @@ impl Producer {
         }
         let Ending { request, reason, .. } = table.ending.swap_remove(at);
         table.released.push(Released { request, reason });
+        drop(table);
+        self.freed.notify_all();
         true
     }
 }

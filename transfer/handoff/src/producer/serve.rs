@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use kvstored_core::{Error, ErrorKind, Result};
-use kvstored_transfer::{EngineId, Grant, GrantRequest, Rights};
+use kvstored_transfer::{EngineId, GrantRequest, Rights};
 
 use super::Producer;
 use super::table::{Known, Reason, Ticket};
 use crate::limits::{MAX_GRANTED_BYTES, MAX_RANKS, MAX_TICKETS};
 use crate::memory::Memory;
-use crate::wire::{Answer, DescriptionPage, Item, MAX_LOCATED, Question, Status};
+use crate::wire::{Answer, DescriptionPage, Item, MAX_LOCATED, Question, Right, Status};
 
 /// A grant outlasts its hold by so much; what fences is the release.
 const GRANT_MARGIN: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ impl Producer {
             Question::Locate { engine_id, .. }
             | Question::Grant { engine_id, .. }
             | Question::Done { engine_id, .. }
+            | Question::Progress { engine_id, .. }
                 if other_engine(&engine_id) =>
             {
                 refused(Status::Gone)
@@ -45,6 +46,7 @@ impl Producer {
                     return Err(Error::invalid(format!("{blocks} blocks at once")));
                 }
                 match self.table.lock().find(&request) {
+                    Known::Held(hold) if !hold.knows(first, blocks) => refused(Status::NotYet),
                     Known::Held(hold) => Answer::Located(hold.locate(first, blocks)?),
                     Known::Gone => refused(Status::Gone),
                     Known::Not => refused(Status::NotYet),
@@ -68,6 +70,19 @@ impl Producer {
                 }
                 self.noted(&request, rank, ranks)
             }
+            Question::Progress { request, .. } => match self.table.lock().find(&request) {
+                Known::Held(hold) => {
+                    let layers = memory.description.layers.len();
+                    let (complete, ready) = hold.progress(layers);
+                    Answer::Progress {
+                        complete,
+                        blocks: hold.blocks.len() as u32,
+                        ready,
+                    }
+                }
+                Known::Gone => refused(Status::Gone),
+                Known::Not => refused(Status::NotYet),
+            },
         };
         Ok(answer.encode())
     }
@@ -98,6 +113,9 @@ impl Producer {
                 Known::Gone => return Ok(refused(Status::Gone)),
                 Known::Not => return Ok(refused(Status::NotYet)),
             };
+            if !items.iter().all(|item| hold.is_ready(memory, item)) {
+                return Ok(refused(Status::NotYet));
+            }
             let parts = items
                 .iter()
                 .map(|item| hold.part(&self.engine, memory, item))
@@ -124,17 +142,19 @@ impl Producer {
             self.sums.push_now(ticket)?;
         }
         let grant = |part: &super::hold::Part| {
-            self.engine.grant(GrantRequest {
+            let grant = self.engine.grant(GrantRequest {
                 peer,
                 publication: part.publication.id(),
                 offset: part.offset,
                 length: part.length,
                 rights: Rights::Read,
                 expires_in,
-            })
+            })?;
+            let worth = self.engine.foretell(&grant).unwrap_or_default();
+            Ok(Right { grant, worth })
         };
-        match parts.iter().map(grant).collect::<Result<Vec<Grant>>>() {
-            Ok(grants) => Ok(Answer::Granted { ticket, grants }),
+        match parts.iter().map(grant).collect::<Result<Vec<Right>>>() {
+            Ok(rights) => Ok(Answer::Granted { ticket, rights }),
             // it was released just now
             Err(error) if error.kind() == ErrorKind::Fenced => Ok(refused(Status::Gone)),
             Err(error) => Err(error),

@@ -99,8 +99,13 @@ impl Table {
         self.next
     }
 
-    /// Holds a request. Fails with `AlreadyExists`, and with `Busy` when there are too many.
-    pub fn hold(&mut self, request: &str, blocks: &[u32], lease_end: Instant) -> Result<()> {
+    /// Holds a request, as `make` has it from its number. Fails with `AlreadyExists`, and with `Busy` when there are too many.
+    pub fn hold(
+        &mut self,
+        request: &str,
+        lease_end: Instant,
+        make: impl FnOnce(u64, Instant) -> Hold,
+    ) -> Result<()> {
         if self.stopped {
             return Err(Error::new(ErrorKind::Cancelled, "the hand-off is closed"));
         }
@@ -119,9 +124,22 @@ impl Table {
         let number = self.number();
         self.tombs.remove(request);
         self.by_end.insert((lease_end, number), request.to_owned());
-        let hold = Hold::new(number, blocks.into(), lease_end);
-        self.held.insert(request.to_owned(), hold);
+        self.held.insert(request.to_owned(), make(number, lease_end));
         Ok(())
+    }
+
+    /// A request that is computed still.
+    pub fn announced(&mut self, request: &str) -> Option<&mut Hold> {
+        self.held.get_mut(request).filter(|hold| hold.is_announced())
+    }
+
+    /// Gives a request another lease.
+    pub fn renew(&mut self, request: &str, lease_end: Instant) {
+        if let Some(hold) = self.held.get_mut(request) {
+            self.by_end.remove(&(hold.lease_end, hold.number));
+            hold.lease_end = lease_end;
+            self.by_end.insert((lease_end, hold.number), request.to_owned());
+        }
     }
 
     pub fn find(&mut self, request: &str) -> Known<'_> {

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use kvstored_transfer::TransportKind;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use super::rig::{Engine, Model, settings};
+use super::rig::{Engine, Model, PATIENCE, settings};
 use crate::RemoteRequest;
 
 const ROLE: &str = "KVSTORED_HANDOFF_CHILD";
@@ -62,7 +62,16 @@ impl Producer {
 
     /// Has it hold all of its blocks.
     pub fn hold(&mut self, request: &str) -> RemoteRequest {
-        writeln!(self.input, "{request}").unwrap();
+        self.tell(request, request)
+    }
+
+    /// Has it announce a request of all its blocks, and compute some.
+    pub fn compute(&mut self, request: &str, blocks: u32) -> RemoteRequest {
+        self.tell(&format!("{request} {blocks}"), request)
+    }
+
+    fn tell(&mut self, line: &str, request: &str) -> RemoteRequest {
+        writeln!(self.input, "{line}").unwrap();
         assert_eq!(self.answer(), "held");
         RemoteRequest {
             engine_id: "child".to_owned(),
@@ -102,7 +111,22 @@ fn child() {
     println!("{ANSWER}{}", engine.ranks[0].address());
     let blocks: Vec<u32> = (0..MANY).collect();
     for line in std::io::stdin().lock().lines() {
-        engine.hold(&line.unwrap(), &blocks);
+        let line = line.unwrap();
+        match line.split_once(' ') {
+            None => engine.hold(&line, &blocks),
+            Some((request, computed)) => {
+                let rank = &engine.ranks[0];
+                // from the second time on it is known
+                if rank.handoff.announce(request, PATIENCE).is_ok() {
+                    assert!(rank.handoff.extend(request, &blocks).unwrap());
+                }
+                let computed: u32 = computed.parse().unwrap();
+                for (content, block) in (100..).zip(&blocks[..computed as usize]) {
+                    rank.fill(*block, content);
+                }
+                rank.handoff.advance(request, None, computed);
+            }
+        }
         println!("{ANSWER}held");
     }
 }

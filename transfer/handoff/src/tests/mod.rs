@@ -4,6 +4,7 @@ mod child;
 mod ends;
 mod faults;
 mod malformed;
+mod overlap;
 mod refusals;
 mod rig;
 mod shapes;

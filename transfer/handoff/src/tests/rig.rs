@@ -190,14 +190,25 @@ impl Worker {
 
     /// Writes that content to a block.
     pub fn fill(&self, block: u32, content: u64) {
-        for layer in self.layers.clone() {
-            for piece in 0..self.model.pieces {
-                let bytes = self.bytes(layer, piece, content);
-                self.memory
-                    .write(self.offset(layer, piece, block), &bytes)
-                    .unwrap();
-            }
+        for layer in 0..self.layers.len() {
+            self.fill_layer(layer, block, content);
         }
+    }
+
+    /// The same in one of the rank's layers.
+    pub fn fill_layer(&self, layer: usize, block: u32, content: u64) {
+        let layer = self.layers.start + layer;
+        for piece in 0..self.model.pieces {
+            let bytes = self.bytes(layer, piece, content);
+            self.memory
+                .write(self.offset(layer, piece, block), &bytes)
+                .unwrap();
+        }
+    }
+
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// Whether a block holds that content.
@@ -287,6 +298,15 @@ impl Engine {
                 rank.fill(*block, content);
             }
             rank.handoff.hold(request, blocks, PATIENCE).unwrap();
+        }
+    }
+
+    /// Follows on every rank.
+    pub fn follow(&self, request: &str, from: &RemoteRequest, blocks: &[u32], first: u32) {
+        for rank in &self.ranks {
+            rank.handoff
+                .follow(request, from.clone(), blocks.to_vec(), first, PATIENCE)
+                .unwrap();
         }
     }
 

@@ -6,7 +6,8 @@ use kvstored_transfer::{GRANT_BYTES, Grant};
 
 use super::description::DescriptionPage;
 use super::question::header;
-use super::{MAGIC, MAX_ITEMS, MAX_LOCATED, VERSION};
+use super::{MAGIC, MAX_ITEMS, MAX_LOCATED, MAX_WORTH_BYTES, VERSION};
+use crate::limits::MAX_LAYERS;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,15 @@ pub enum Status {
     NotYet,
     /// There never will be: the request was released, or the engine is another.
     Gone,
+}
+
+/// A grant, and what it's worth to a process that shares the producer's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// The grant.
+    pub grant: Grant,
+    /// What the producer's engine foretells of it, at most [`MAX_WORTH_BYTES`]; empty where it foretells nothing.
+    pub worth: Vec<u8>,
 }
 
 /// What a producer's rank answers.
@@ -36,12 +46,21 @@ pub enum Answer {
         /// What to ask for checksums with; 0 where none were wanted.
         ticket: u64,
         /// One for each item.
-        grants: Vec<Grant>,
+        rights: Vec<Right>,
     },
     /// Checksums, in the order of the items.
     Sums(Vec<u64>),
     /// It was heard.
     Noted,
+    /// How far the request's computation is.
+    Progress {
+        /// Whether it's over, and every block good.
+        complete: bool,
+        /// Blocks whose place is known.
+        blocks: u32,
+        /// How many of them are good, from the first on, for each layer of the rank.
+        ready: Vec<u32>,
+    },
 }
 
 const NOT_YET: u8 = 1;
@@ -57,6 +76,7 @@ impl Answer {
             Self::Granted { .. } => 3,
             Self::Sums(_) => 4,
             Self::Noted => 5,
+            Self::Progress { .. } => 6,
         }
     }
 
@@ -85,12 +105,15 @@ impl Answer {
                     writer.u32(*run);
                 }
             }
-            Self::Granted { ticket, grants } => {
-                let grants = grants.get(..MAX_ITEMS).unwrap_or(grants);
+            Self::Granted { ticket, rights } => {
+                let rights = rights.get(..MAX_ITEMS).unwrap_or(rights);
                 writer.u64(*ticket);
-                writer.u32(grants.len() as u32);
-                for grant in grants {
-                    writer.raw(&grant.encode());
+                writer.u32(rights.len() as u32);
+                for right in rights {
+                    writer.raw(&right.grant.encode());
+                    // what is too long is worth nothing: the consumer asks then
+                    let fits = right.worth.len() <= MAX_WORTH_BYTES;
+                    writer.counted(if fits { &right.worth } else { &[] });
                 }
             }
             Self::Sums(sums) => {
@@ -98,6 +121,19 @@ impl Answer {
                 writer.u32(sums.len() as u32);
                 for sum in sums {
                     writer.u64(*sum);
+                }
+            }
+            Self::Progress {
+                complete,
+                blocks,
+                ready,
+            } => {
+                let ready = ready.get(..MAX_LAYERS).unwrap_or(ready);
+                writer.u32(u32::from(*complete));
+                writer.u32(*blocks);
+                writer.u32(ready.len() as u32);
+                for blocks in ready {
+                    writer.u32(*blocks);
                 }
             }
         }
@@ -116,8 +152,8 @@ impl Answer {
         }
         let refused = |status| Self::Refused { kind, status };
         let answer = match (status, kind) {
-            (NOT_YET, 1..=5) => refused(Status::NotYet),
-            (GONE, 1..=5) => refused(Status::Gone),
+            (NOT_YET, 1..=6) => refused(Status::NotYet),
+            (GONE, 1..=6) => refused(Status::Gone),
             (0, 1) => Self::Described(Box::new(DescriptionPage::decode(&mut reader)?)),
             (0, 2) => {
                 let count = reader.count("runs", MAX_LOCATED)?;
@@ -125,10 +161,15 @@ impl Answer {
             }
             (0, 3) => Self::Granted {
                 ticket: reader.u64()?,
-                grants: {
+                rights: {
                     let count = reader.count("grants", MAX_ITEMS)?;
                     (0..count)
-                        .map(|_| Grant::decode(reader.bytes(GRANT_BYTES)?))
+                        .map(|_| {
+                            Ok(Right {
+                                grant: Grant::decode(reader.bytes(GRANT_BYTES)?)?,
+                                worth: reader.counted(MAX_WORTH_BYTES)?.to_vec(),
+                            })
+                        })
                         .collect::<Result<_>>()?
                 },
             },
@@ -137,6 +178,18 @@ impl Answer {
                 Self::Sums((0..count).map(|_| reader.u64()).collect::<Result<_>>()?)
             }
             (0, 5) => Self::Noted,
+            (0, 6) => Self::Progress {
+                complete: match reader.u32()? {
+                    0 => false,
+                    1 => true,
+                    other => return Err(malformed(format!("flags {other:#x}"))),
+                },
+                blocks: reader.u32()?,
+                ready: {
+                    let count = reader.count("layers", MAX_LAYERS)?;
+                    (0..count).map(|_| reader.u32()).collect::<Result<_>>()?
+                },
+            },
             _ => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,

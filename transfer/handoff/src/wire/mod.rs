@@ -8,7 +8,7 @@ mod question;
 use kvstored_core::Result;
 use kvstored_transfer::wire::fields::{Reader, malformed};
 
-pub use answer::{Answer, Status};
+pub use answer::{Answer, Right, Status};
 pub use description::DescriptionPage;
 pub use question::{Item, Question};
 
@@ -17,11 +17,13 @@ pub const HEADER_BYTES: usize = 8;
 /// The first bytes of every message.
 pub const MAGIC: [u8; 4] = *b"KVHO";
 /// The version of all of this.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The largest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 /// Most ranges in one question for grants.
-pub const MAX_ITEMS: usize = 480;
+pub const MAX_ITEMS: usize = 320;
+/// Most bytes of what a grant is worth.
+pub const MAX_WORTH_BYTES: usize = 72;
 /// Most blocks in one question for runs.
 pub const MAX_LOCATED: usize = 8192;
 

@@ -67,6 +67,13 @@ pub enum Question {
         /// How many ranks the consumer has.
         ranks: u32,
     },
+    /// How far the computation of a request is.
+    Progress {
+        /// The producer's engine.
+        engine_id: String,
+        /// The request there.
+        request: String,
+    },
 }
 
 impl Question {
@@ -78,6 +85,7 @@ impl Question {
             Self::Grant { .. } => 3,
             Self::Sums { .. } => 4,
             Self::Done { .. } => 5,
+            Self::Progress { .. } => 6,
         }
     }
 
@@ -130,6 +138,10 @@ impl Question {
                 writer.u32(*rank);
                 writer.u32(*ranks);
             }
+            Self::Progress { engine_id, request } => {
+                writer.counted(engine_id.as_bytes());
+                writer.counted(request.as_bytes());
+            }
         }
         writer.into_bytes()
     }
@@ -167,6 +179,10 @@ impl Question {
                 request: reader.text(MAX_NAME_BYTES)?,
                 rank: reader.u32()?,
                 ranks: reader.u32()?,
+            },
+            6 => Self::Progress {
+                engine_id: reader.text(MAX_NAME_BYTES)?,
+                request: reader.text(MAX_NAME_BYTES)?,
             },
             _ => {
                 return Err(Error::new(

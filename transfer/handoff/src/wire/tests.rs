@@ -51,6 +51,7 @@ fn question() -> impl Strategy<Value = Question> {
                 ranks,
             }
         }),
+        (name(), name()).prop_map(|(engine_id, request)| Question::Progress { engine_id, request }),
     ]
 }
 
@@ -114,14 +115,20 @@ fn descriptions_take_as_many_pages_as_they_need() {
 fn answers_fit_in_a_message() {
     let sums = Answer::Sums(vec![u64::MAX; MAX_ITEMS]);
     let runs = Answer::Located(vec![1; MAX_LOCATED]);
-    for answer in [sums, runs] {
+    let progress = Answer::Progress {
+        complete: true,
+        blocks: 9,
+        ready: vec![u32::MAX; crate::limits::MAX_LAYERS],
+    };
+    for answer in [sums, runs, progress] {
         let bytes = answer.encode();
         assert!(bytes.len() <= MAX_MESSAGE_BYTES);
         assert_eq!(Answer::decode(&bytes, answer.kind()).unwrap(), answer);
     }
-    let grants = HEADER_BYTES + 12 + MAX_ITEMS * kvstored_transfer::GRANT_BYTES;
+    let right = kvstored_transfer::GRANT_BYTES + 2 + MAX_WORTH_BYTES;
+    let grants = HEADER_BYTES + 12 + MAX_ITEMS * right;
     assert!(grants <= MAX_MESSAGE_BYTES);
-    for (kind, status) in [(1, Status::NotYet), (5, Status::Gone)] {
+    for (kind, status) in [(1, Status::NotYet), (5, Status::Gone), (6, Status::NotYet)] {
         let refused = Answer::Refused { kind, status };
         assert_eq!(Answer::decode(&refused.encode(), kind).unwrap(), refused);
         assert!(Answer::decode(&refused.encode(), 2).is_err());
@@ -139,7 +146,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_the_same(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 1u8..6, status in 0u8..3) {
+    fn what_decodes_encodes_the_same(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 1u8..7, status in 0u8..3) {
         let mut message = vec![b'K', b'V', b'H', b'O', VERSION, kind, 0, 0];
         message.extend(&bytes);
         if let Ok(question) = Question::decode(&message) {

@@ -37,11 +37,19 @@ pub struct Served {
 impl Served {
     /// Starts it and waits until it serves.
     pub fn start(role: Role, transport: Transport, memory_bytes: usize, runtime: &Runtime) -> Result<Self> {
-        let program = std::env::current_exe().map_err(failed)?;
         let memory_mib = (memory_bytes >> 20).to_string();
+        let arguments = ["bench", "transfer", "--serve", role.name(), "--transport"];
+        let arguments = arguments
+            .into_iter()
+            .chain([transport.name(), "--memory-mib", &memory_mib]);
+        Self::run(arguments, runtime)
+    }
+
+    /// Starts this program with those arguments and waits until it serves.
+    pub fn run<'a>(arguments: impl IntoIterator<Item = &'a str>, runtime: &Runtime) -> Result<Self> {
+        let program = std::env::current_exe().map_err(failed)?;
         let mut process = Command::new(program)
-            .args(["bench", "transfer", "--serve", role.name()])
-            .args(["--transport", transport.name(), "--memory-mib", &memory_mib])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,8 +1,8 @@
 //! `kvstored bench transfer`: reads and writes between two processes, beside raw sockets and plain copies.
 
-mod asking;
-mod cases;
-mod child;
+pub mod asking;
+pub mod cases;
+pub mod child;
 mod copying;
 mod faults;
 mod measure;
