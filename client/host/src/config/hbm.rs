@@ -59,17 +59,14 @@ pub struct HbmOptions {
 impl HbmOptions {
     /// Our settings, where the pipeline has the tier.
     pub(super) fn resolve(options: &ServeOptions, check: &mut Check<'_>) -> Self {
-        let capacity_bytes = match options.hbm_capacity {
-            Some(size) => {
-                check.range("hbm_capacity", size.0, LEAST_BYTES, u64::MAX);
-                size.0
-            }
-            None => {
-                // how much the engine leaves is nothing that can be guessed
-                let what = "a pipeline with Hbm needs to know how much of the device's memory it may take";
-                check.wrong("hbm_capacity", "", what);
-                0
-            }
+        let capacity_bytes = if let Some(size) = options.hbm_capacity {
+            check.range("hbm_capacity", size.0, LEAST_BYTES, u64::MAX);
+            size.0
+        } else {
+            // how much the engine leaves is nothing that can be guessed
+            let what = "a pipeline with Hbm needs to know how much of the device's memory it may take";
+            check.wrong("hbm_capacity", "", what);
+            0
         };
         Self {
             device: options
