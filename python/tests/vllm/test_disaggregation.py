@@ -52,8 +52,8 @@ def nothing_left_behind() -> None:
     """What a test restarts belongs to the deployment, at whose end it is looked for."""
 
 
-def deployed(scenario: Scenario, model: Path, folder: Path) -> Iterator[Deployment]:
-    with Deployment(scenario, model, folder=folder, **OPTIONS) as deployment:
+def deployed(scenario: Scenario, model: Path, folder: Path, **options: Any) -> Iterator[Deployment]:
+    with Deployment(scenario, model, folder=folder, **{**OPTIONS, **options}) as deployment:
         yield deployment
         processes = [process for server in deployment.servers if server.is_running for process in server.processes]
     assert not [process for process in processes if is_alive(process)]
@@ -198,6 +198,20 @@ def test_a_decode_instance_killed_in_the_middle(deployment: Deployment, referenc
 def test_ranks_that_differ(name: str, tiny_model: Path, reference: Reference, folder: Path) -> None:
     for deployment in deployed(SCENARIOS[name], tiny_model, folder):
         twice_the_same(deployment, reference)
+
+
+def test_prompts_that_are_pulled_while_they_are_computed(tiny_model: Path, reference: Reference, folder: Path) -> None:
+    settings = {"lease_seconds": LEASE_S, "overlap": True}
+    for deployment in deployed(Scenario("overlap", Group(), Group()), tiny_model, folder, handoff=settings):
+        # the proxy learns from the first answer that it can send both legs at once
+        deployment.complete(prompt(300, seed=900), TOKENS)
+        asked = [prompt(5000, seed=910 + index) for index in range(2)]
+        assert tokens(deployment.complete_all(asked, TOKENS)) == reference.tokens(asked, TOKENS)
+        deployment.settle()
+        counted = deployment.decode[0].metrics()
+        assert counted.total("vllm:kvstored_handoff_overlapped_bytes_total") > 0
+        twice_the_same(deployment, reference)
+        assert deployment.decode[0].metrics().total("vllm:kvstored_handoff_failed_pulls_total") == 0
 
 
 @pytest.mark.parametrize("decode_ranks", [1, pytest.param(2, marks=LONG)])

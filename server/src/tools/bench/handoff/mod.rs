@@ -83,7 +83,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         registered: args.registered,
     };
     if args.serve {
-        serving::run(&prompt, args.transport.unwrap_or(Transport::Tcp), &runtime)?;
+        serving::run(
+            &prompt,
+            args.transport.unwrap_or(Transport::Tcp),
+            !args.no_verify,
+            &runtime,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     check_names(&args.only)?;

@@ -54,6 +54,7 @@ impl Pulling {
         let mut arguments = vec!["bench", "handoff", "--serve", "--transport", transport.name()];
         arguments.extend(["--geometry", prompt.geometry.name, "--tokens", &tokens]);
         arguments.extend(prompt.registered.then_some("--registered"));
+        arguments.extend((!verify).then_some("--no-verify"));
         let side = Side::start(prompt, transport, "consumer", verify, runtime)?;
         let mut served = Served::run(arguments, runtime)?;
         let deadline = runtime.deadline(TIMEOUT);

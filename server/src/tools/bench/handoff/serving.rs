@@ -16,8 +16,8 @@ pub const ENGINE_ID: &str = "bench";
 const LEASE: Duration = Duration::from_secs(50);
 
 /// Serves until standard input ends.
-pub fn run(prompt: &Prompt, transport: Transport, runtime: &Runtime) -> Result<()> {
-    let mut side = Side::start(prompt, transport, ENGINE_ID, true, runtime)?;
+pub fn run(prompt: &Prompt, transport: Transport, verify: bool, runtime: &Runtime) -> Result<()> {
+    let mut side = Side::start(prompt, transport, ENGINE_ID, verify, runtime)?;
     side.fill_with_content()?;
     let silent = || Error::internal("an engine that doesn't listen");
     let address = side.handoff.address().ok_or_else(silent)?;
