@@ -124,6 +124,7 @@ impl World {
             Step::Mount { node } => self.mount(node),
             Step::Drain { node, undo } if self.nodes[node].alive => {
                 self.draining[node] = !undo;
+                self.had_to_go[node] |= !undo;
                 self.state.drain(&id(node as u8), false, undo, self.now).unwrap();
             }
             Step::StartCopies { node } => self.start_copies(node),
@@ -298,7 +299,7 @@ impl World {
             );
             let dropped = owed.nodes.difference(&nodes);
             assert!(
-                dropped.into_iter().all(|node| self.draining[*node]),
+                dropped.into_iter().all(|node| self.had_to_go[*node]),
                 "{nodes:?} of {owed:?}"
             );
             owed.nodes = nodes;

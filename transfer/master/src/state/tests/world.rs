@@ -78,6 +78,8 @@ pub struct World {
     pub copies: Vec<Copy>,
     pub told: Vec<Told>,
     pub draining: [bool; NODES],
+    /// Nodes that were drained since they mounted: what began to leave then goes, even after the drain was called off.
+    pub had_to_go: [bool; NODES],
     pub uses: u64,
     pub last_put: u64,
 }
@@ -105,6 +107,7 @@ impl World {
             copies: Vec::new(),
             told: Vec::new(),
             draining: [false; NODES],
+            had_to_go: [false; NODES],
             uses: 0,
             last_put: 0,
         };
@@ -218,6 +221,7 @@ impl World {
                 ..WorldNode::default()
             };
             self.draining[node] = false;
+            self.had_to_go[node] = false;
             self.told.retain(|told| told.node != node);
             self.copies.retain(|copy| copy.from != node);
             self.state.unmount(&id(node as u8), self.now);
