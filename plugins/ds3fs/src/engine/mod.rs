@@ -11,6 +11,7 @@ mod regions;
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvstored_backends::io::{Direction, IoEngine, IoRequest};
@@ -86,7 +87,10 @@ thread_local! {
 pub struct UsrbioEngine {
     reads: Arc<Queue>,
     writes: Arc<Queue>,
+    /// Those for reading first.
     lanes: Vec<Arc<Lane>>,
+    reading: usize,
+    turns: AtomicUsize,
     posix: Arc<dyn IoEngine>,
     runtime: Runtime,
     io_timeout: Duration,
@@ -110,6 +114,11 @@ impl UsrbioEngine {
             reads: Arc::new(Queue::new(settings.queue_limit)),
             writes: Arc::new(Queue::new(settings.queue_limit)),
             lanes: Vec::new(),
+            reading: rings
+                .iter()
+                .filter(|(direction, _)| *direction == Direction::Read)
+                .count(),
+            turns: AtomicUsize::new(0),
             posix,
             runtime: runtime.clone(),
             io_timeout: settings.io_timeout,
@@ -202,9 +211,21 @@ impl IoEngine for UsrbioEngine {
         let (reads, writes): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .partition(|request| request.direction == Direction::Read);
-        for (queue, part) in [(&self.reads, reads), (&self.writes, writes)] {
-            if !part.is_empty() {
-                queue.offer(part);
+        let (for_reading, for_writing) = self.lanes.split_at(self.reading.min(self.lanes.len()));
+        for (queue, lanes, part) in [
+            (&self.reads, for_reading, reads),
+            (&self.writes, for_writing, writes),
+        ] {
+            if part.is_empty() {
+                continue;
+            }
+            let turn = self.turns.fetch_add(1, Ordering::Relaxed) % lanes.len().max(1);
+            let rest = match lanes.get(turn) {
+                Some(lane) => lane.launch_now(part),
+                None => part,
+            };
+            if !rest.is_empty() {
+                queue.offer(rest);
             }
         }
     }

@@ -106,6 +106,11 @@ impl Queue {
         request.complete(result);
     }
 
+    /// Counts a request that goes into a ring at once.
+    pub fn enter(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Gives up a request that goes elsewhere.
     pub fn hand_on(&self) {
         self.held.fetch_sub(1, Ordering::Relaxed);

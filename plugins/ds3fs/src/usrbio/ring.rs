@@ -11,7 +11,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::{Memory, Mount, abi, failed};
 
-/// A ring. One thread may prepare and submit while another one waits.
+/// A ring. One thread at a time may prepare and submit, while another one waits.
 pub struct Ring {
     mount: Mount,
     raw: Box<UnsafeCell<MaybeUninit<abi::Ior>>>,

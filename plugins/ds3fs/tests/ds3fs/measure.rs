@@ -1,10 +1,14 @@
 //! Reads of 1 MiB blocks through the tier, beside a loop over the library's own functions in the same run.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use kvstored_backends::cache::map_linkable;
+use kvstored_backends::io::files::open_direct;
 use kvstored_core::{Action, Arena, Durability, Identity, Layout, NamespaceInfo, Operation, Runtime, Tier};
 use kvstored_ds3fs::usrbio::{Library3fs, Memory, Mount, Ring};
 
@@ -52,24 +56,31 @@ fn through_the_tier(tier: &dyn Tier, namespace: &Arc<NamespaceInfo>, arena: &Arc
     let mut begun = DEPTH as u64;
     let mut done = 0;
     while done < READS {
-        let (place, outcome) = ended.recv_timeout(PATIENCE).unwrap();
-        outcome.unwrap();
-        done += 1;
-        if begun < READS {
-            submit(vec![(begun, place)]);
-            begun += 1;
+        // all that has ended makes the next batch, as in the other loop
+        let first = ended.recv_timeout(PATIENCE).unwrap();
+        let mut batch = Vec::new();
+        for (place, outcome) in std::iter::once(first).chain(ended.try_iter()) {
+            outcome.unwrap();
+            done += 1;
+            if begun < READS {
+                batch.push((begun, place));
+                begun += 1;
+            }
+        }
+        if !batch.is_empty() {
+            submit(batch);
         }
     }
     clock.now() - begin
 }
 
-/// Reads as much of a file with the library's functions alone, as many at once.
+/// Reads as much of the same files with the library's functions alone, as many at once.
 #[allow(unsafe_code)]
-fn through_the_library(ring: &Ring, memory: &Memory, descriptor: i32) -> Duration {
+fn through_the_library(ring: &Ring, memory: &Memory, pieces: &[(i32, u64)]) -> Duration {
     let clock = Runtime::system().clock;
     let begin: Instant = clock.now();
     let prepare = |number: u64, place: usize| {
-        let offset = (number % BLOCKS) * BLOCK as u64;
+        let (descriptor, offset) = pieces[(number % BLOCKS) as usize];
         let address = memory.base().wrapping_add(place * BLOCK);
         // SAFETY: each place has a part of the memory, which nobody else uses; one thread does all this.
         unsafe { ring.prepare(memory, address, BLOCK, descriptor, offset, place) }.unwrap();
@@ -93,6 +104,21 @@ fn through_the_library(ring: &Ring, memory: &Memory, descriptor: i32) -> Duratio
         ring.submit().unwrap();
     }
     clock.now() - begin
+}
+
+/// The files that blocks lie in.
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(segments(&path));
+        } else if path.metadata().unwrap().len() > 4 * BLOCK as u64 {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -138,29 +164,36 @@ fn measure_reads_beside_the_library() {
                 std::thread::park_timeout(Duration::from_millis(10));
             }
         }
-        // the same bytes for the loop: a file of its own, opened in the same way
-        let path = mount.path().join("raw");
-        std::fs::write(&path, vec![0x42; BLOCK * BLOCKS as usize]).unwrap();
-        std::fs::File::open(&path).unwrap().sync_all().unwrap();
-        let file = if direct {
-            kvstored_backends::io::files::open_direct(&path, false).unwrap().0
-        } else {
-            std::fs::File::open(&path).unwrap()
-        };
+        // the other loop reads the same segments, opened in the same way
+        let files: Vec<File> = segments(&blocks)
+            .iter()
+            .map(|path| {
+                if direct {
+                    open_direct(path, false).unwrap().0
+                } else {
+                    File::open(path).unwrap()
+                }
+            })
+            .collect();
         let found = Mount::around(&Library3fs::load(&library()).unwrap(), &mount.path()).unwrap();
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&file);
-        found.register(descriptor).unwrap();
+        let mut pieces = Vec::new();
+        for file in &files {
+            found.register(file.as_raw_fd()).unwrap();
+            let whole = (file.metadata().unwrap().len() - 4096) / BLOCK as u64;
+            pieces.extend((0..whole).map(|piece| (file.as_raw_fd(), 4096 + piece * BLOCK as u64)));
+        }
+        assert!(pieces.len() >= BLOCKS as usize);
         let ring = Ring::create(&found, DEPTH, true, 0).unwrap();
         let memory = Memory::create(&found, DEPTH * BLOCK, 0).unwrap();
-        through_the_library(&ring, &memory, descriptor);
+        through_the_library(&ring, &memory, &pieces);
         through_the_tier(&*tier, &namespace, &arena);
         let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             let (tier_time, library_time) = if round % 2 == 0 {
                 let tier_time = through_the_tier(&*tier, &namespace, &arena);
-                (tier_time, through_the_library(&ring, &memory, descriptor))
+                (tier_time, through_the_library(&ring, &memory, &pieces))
             } else {
-                let library_time = through_the_library(&ring, &memory, descriptor);
+                let library_time = through_the_library(&ring, &memory, &pieces);
                 (through_the_tier(&*tier, &namespace, &arena), library_time)
             };
             let speed = |time: Duration| READS as f64 * BLOCK as f64 / time.as_secs_f64() / 1e9;
@@ -174,7 +207,9 @@ fn measure_reads_beside_the_library() {
             median(theirs),
             median(ratios)
         );
-        found.deregister(descriptor);
+        for file in &files {
+            found.deregister(file.as_raw_fd());
+        }
         tier.shutdown();
     }
 }

@@ -90,8 +90,14 @@ impl Mount {
 
     /// Has I/O done.
     pub fn start(&self, jobs: impl IntoIterator<Item = Job>) {
-        lock(&self.jobs).extend(jobs);
-        self.job_came.notify_all();
+        let mut waiting = lock(&self.jobs);
+        let before = waiting.len();
+        waiting.extend(jobs);
+        let came = waiting.len() - before;
+        drop(waiting);
+        for _ in 0..came {
+            self.job_came.notify_one();
+        }
     }
 
     fn work(&self) {

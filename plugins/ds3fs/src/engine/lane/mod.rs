@@ -1,6 +1,9 @@
 //! One ring, its thread that prepares, its thread that reaps, and what is in its places.
 //!
-//! A place belongs to the preparing thread until its I/O is prepared, and to the reaping thread from then on. A request
+//! Requests whose bytes go directly are prepared by the thread that submits them, where nobody else prepares at the moment;
+//! all others, which take a copy or have to wait, by the lane's own.
+//!
+//! A place belongs to whoever prepares until its I/O is prepared, and to the reaping thread from then on. A request
 //! whose I/O doesn't come back in time ends with a time-out if it was copied; its place, and the copy's memory, stay taken
 //! until it does come back. One whose buffer 3FS has itself can't end: nothing else may use the buffer. While such I/O is
 //! out, the ring is left alone, and what would have gone through it is read and written on the mount.
@@ -86,6 +89,8 @@ pub(super) struct Lane {
     posix: Arc<dyn IoEngine>,
     runtime: Runtime,
     bounce: OnceLock<Option<Memory>>,
+    /// Whoever prepares I/O holds it: the ring bears one at a time.
+    turn: Mutex<()>,
     flight: Mutex<Flight>,
     /// For the preparing thread: a place is free, or is to be prepared again.
     room: Condvar,
@@ -120,6 +125,7 @@ impl Lane {
             posix,
             runtime,
             bounce: OnceLock::new(),
+            turn: Mutex::new(()),
             flight: Mutex::new(Flight {
                 places: (0..entries).map(|_| None).collect(),
                 free: (0..entries).rev().collect(),

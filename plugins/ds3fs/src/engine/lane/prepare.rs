@@ -15,6 +15,7 @@ impl Lane {
     /// The preparing thread.
     pub fn prepare(&self) {
         while let Some((again, requests)) = self.next_work() {
+            let _turn = self.turn.lock();
             let mut prepared = 0;
             for place in again {
                 prepared += self.launch(place);
@@ -24,15 +25,46 @@ impl Lane {
                     prepared += self.launch(place);
                 }
             }
-            if prepared > 0 {
-                self.started.notify_one();
-                if let Err(error) = self.ring.submit() {
-                    self.tell(&error, "I/O can't be submitted to 3FS");
-                }
-            }
+            self.submit_prepared(prepared);
         }
+        // nobody launches anything from here on, so what flies now is all that the reaping thread waits for
+        let _turn = self.turn.lock();
         self.flight.lock().over = true;
         self.started.notify_all();
+    }
+
+    /// Prepares those requests at once that need neither a copy nor a wait. Returns the others.
+    pub fn launch_now(&self, requests: Vec<IoRequest>) -> Vec<IoRequest> {
+        let Some(_turn) = self.turn.try_lock() else {
+            return requests;
+        };
+        let (mut rest, mut prepared) = (Vec::new(), 0);
+        for request in requests {
+            let ready = {
+                let flight = self.flight.lock();
+                !flight.stuck && flight.closing.is_none() && !flight.free.is_empty()
+            };
+            if !ready || request.length == 0 || direct(&request).is_none() || self.queue.is_closed() {
+                rest.push(request);
+                continue;
+            }
+            self.queue.enter();
+            if let Some(place) = self.seat(request) {
+                prepared += self.launch(place);
+            }
+        }
+        self.submit_prepared(prepared);
+        rest
+    }
+
+    fn submit_prepared(&self, prepared: usize) {
+        if prepared == 0 {
+            return;
+        }
+        self.started.notify_one();
+        if let Err(error) = self.ring.submit() {
+            self.tell(&error, "I/O can't be submitted to 3FS");
+        }
     }
 
     /// Waits for places to prepare again and requests to take up; none when there will be no more.
@@ -158,7 +190,7 @@ impl Lane {
         flight.flying += 1;
         drop(flight);
         // SAFETY: `aim` has taken the range from the memory; the place keeps the buffer or its part of the ring's memory
-        // until the completion is reaped. Only this thread prepares.
+        // until the completion is reaped. The turn is ours.
         let outcome = unsafe {
             self.ring
                 .prepare(memory, address, piece, descriptor, offset, place)
@@ -216,6 +248,9 @@ impl Lane {
         if errno == libc::EAGAIN && running.refusals < MOST_REFUSALS {
             flight.again.push_back(place);
             self.room.wait_for(&mut flight, PAUSE);
+            drop(flight);
+            // it may be another thread than the one that takes it up again
+            self.queue.nudge();
             return;
         }
         let running = flight.places.get_mut(place).and_then(Option::take);
