@@ -64,6 +64,10 @@ impl Subject for Configured<'_> {
         *self.kind != TierKind::Cache && self.keeps >= Durability::Tier
     }
 
+    fn lookups_are_hints(&self) -> bool {
+        *self.kind == TierKind::Pool
+    }
+
     fn memory(&mut self) -> Result<Option<Arc<dyn MemoryTier>>> {
         if *self.kind == TierKind::Cache {
             return Ok(None);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use kvstored_core::checksum::Checksum;
 use kvstored_core::memory::SlotOwner;
@@ -14,6 +15,8 @@ use parking_lot::Mutex;
 
 use crate::Options;
 
+/// Between two looks at something that comes by itself.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Buffers at one time: more than any check needs.
 const SLOTS: usize = 256;
 
@@ -36,13 +39,15 @@ pub(crate) struct Bench {
     pub namespace: Arc<NamespaceInfo>,
     pub options: Options,
     pub runtime: Runtime,
+    /// See [`crate::Subject::lookups_are_hints`].
+    pub lookups_are_hints: bool,
     slots: Arc<Slots>,
 }
 
 /// An operation under way.
 pub(crate) struct Pending {
     ended: Receiver<(SlotGuard, Result<(), Error>)>,
-    patience: std::time::Duration,
+    patience: Duration,
 }
 
 impl Pending {
@@ -70,6 +75,7 @@ impl Bench {
             namespace,
             options,
             runtime,
+            lookups_are_hints: false,
             slots: Arc::new(Slots {
                 arena: Arc::new(arena),
                 slot_bytes,
@@ -231,11 +237,24 @@ impl Bench {
         let mut present = [false];
         self.tier.lookup(&self.namespace, &[hash], &mut present);
         let prefix = self.tier.lookup_on_prefix(&self.namespace, &[hash]);
-        if prefix == usize::from(present[0]) {
+        if prefix == usize::from(present[0]) || self.lookups_are_hints {
             Ok(present[0])
         } else {
             Err(format!("lookup says {}, lookup_on_prefix {prefix}", present[0]))
         }
+    }
+
+    /// Whether lookups don't find a block: at once, or soon where they are hints.
+    pub fn absent(&self, hash: BlockHash) -> Result<bool, String> {
+        let deadline = self.runtime.deadline(self.options.patience);
+        let (_sender, never) = channel::<()>();
+        while self.present(hash)? {
+            if !self.lookups_are_hints || self.runtime.clock.now() >= deadline {
+                return Ok(false);
+            }
+            let _ = never.recv_timeout(LOOK_INTERVAL);
+        }
+        Ok(true)
     }
 
     fn ended(pending: Vec<Pending>) -> Result<Result<(), Error>, String> {

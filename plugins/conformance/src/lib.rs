@@ -32,6 +32,12 @@ pub trait Subject {
     /// Whether blocks of an earlier opening are found again.
     fn survives_restart(&self) -> bool;
 
+    /// Whether lookups go by what other nodes told a moment ago: a removed block may be found for that long, and a read
+    /// misses it.
+    fn lookups_are_hints(&self) -> bool {
+        false
+    }
+
     /// Memory to stand above the tier, a new one each time, for whole dumps and loads; called `Cache`. A tier that is memory
     /// itself has none above it.
     fn memory(&mut self) -> Result<Option<Arc<dyn MemoryTier>>> {
@@ -73,6 +79,7 @@ pub fn run(subject: &mut dyn Subject, options: &Options, runtime: &Runtime) -> R
             .map_err(|error| format!("open: {error}"))
             .and_then(|tier| {
                 let mut bench = Bench::new(tier, number as u8, options.clone(), runtime.clone())?;
+                bench.lookups_are_hints = subject.lookups_are_hints();
                 let outcome = (check.body)(&mut bench, subject);
                 // nothing of a check stays behind; one that shut the tier down can't be cleaned up after here
                 let _ = bench.tier.purge(&bench.namespace.namespace);

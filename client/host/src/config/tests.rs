@@ -139,7 +139,10 @@ fn wrong_values_name_key_value_and_line() {
             "pipeline: Cash|Posix\n",
             ["pipeline = \"Cash|Posix\"", "tier \"Cash\" is unknown"],
         ),
-        ("pipeline: Hbm|Cache\n", ["pipeline", "not in this build"]),
+        (
+            "pipeline: Hbm|Cache\n",
+            ["hbm_capacity", "how much of the device"],
+        ),
         (
             "pipeline: Cache|Ds3fs\nplugin_directory: /opt/plugins\n",
             ["storage_backends", "mount of 3FS"],

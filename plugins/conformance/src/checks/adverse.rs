@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use kvstored_core::{Action, Durability, Layout};
 
 use super::ensure;
 use crate::Subject;
-use crate::bench::{Bench, namespace};
+use crate::bench::{Bench, LOOK_INTERVAL, namespace};
 use crate::faults::{Fault, FaultyTier};
-
-/// Between two looks at a tier that may still be finding its blocks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn faulty(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String> {
     let faulty = Arc::new(FaultyTier::new(bench.tier.clone()));

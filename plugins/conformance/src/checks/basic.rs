@@ -8,7 +8,7 @@ use crate::{Subject, model};
 
 pub fn absent(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String> {
     let hash = Bench::hash(1);
-    ensure(!bench.present(hash)?, || {
+    ensure(bench.absent(hash)?, || {
         "a lookup found a block that nobody wrote".into()
     })?;
     let found = bench.read(hash, &[])?;
@@ -103,7 +103,7 @@ pub fn removed(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String> {
         .tier
         .remove(&bench.namespace, &[Bench::hash(1), Bench::hash(9)]);
     ensure(dropped == 1, || format!("remove dropped {dropped} blocks, not 1"))?;
-    ensure(!bench.present(Bench::hash(1))?, || {
+    ensure(bench.absent(Bench::hash(1))?, || {
         "a removed block is found".into()
     })?;
     ensure(bench.read(Bench::hash(1), &[0])?.is_none(), || {
@@ -144,7 +144,7 @@ pub fn purged(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String> {
         .map_err(|error| format!("purge: {error}"))?;
     ensure(dropped == 4, || format!("purge dropped {dropped} blocks, not 4"))?;
     for number in 0..4 {
-        ensure(!bench.present(Bench::hash(number))?, || {
+        ensure(bench.absent(Bench::hash(number))?, || {
             "a purged block is found".into()
         })?;
     }
@@ -167,7 +167,7 @@ pub fn small_buffer(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String
         for pending in bench.start(batch) {
             let (_, outcome) = pending.wait()?;
             // a tier that keeps nothing needn't look at what it forgets
-            ensure(outcome.is_err() || !bench.present(hash)?, || {
+            ensure(outcome.is_err() || bench.absent(hash)?, || {
                 format!("{action:?} with a buffer of {half} bytes succeeded")
             })?;
         }
@@ -214,7 +214,7 @@ pub fn damaged(bench: &mut Bench, _: &mut dyn Subject) -> Result<(), String> {
         Err(error) => return Err(format!("a damaged block was verified as {error}")),
         Ok(()) => return Err("a damaged block was verified as good".into()),
     }
-    ensure(!bench.present(hash)?, || {
+    ensure(bench.absent(hash)?, || {
         "a block known to be damaged is found".into()
     })
 }

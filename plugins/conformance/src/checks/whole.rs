@@ -169,7 +169,7 @@ pub fn given_up(bench: &mut Bench, subject: &mut dyn Subject) -> Result<(), Stri
                 )
             },
         )?;
-        ensure(!bench.present(hash)?, || {
+        ensure(bench.absent(hash)?, || {
             "a dump that was given up is in the tier".into()
         })?;
     }

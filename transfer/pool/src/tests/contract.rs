@@ -29,6 +29,10 @@ impl Subject for Pool {
         false
     }
 
+    fn lookups_are_hints(&self) -> bool {
+        true
+    }
+
     fn memory(&mut self) -> Result<Option<Arc<dyn MemoryTier>>> {
         let settings = CacheSettings {
             capacity_bytes: 8 << 20,

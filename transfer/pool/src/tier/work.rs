@@ -2,7 +2,7 @@
 //! node.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,11 +33,20 @@ struct Queues {
     reads: VecDeque<Operation>,
     writes: VecDeque<Operation>,
     removals: VecDeque<Box<[u8]>>,
+    /// How many removals of a block have yet to end: nobody reads it meanwhile.
+    leaving: HashMap<Box<[u8]>, usize>,
     under_way: usize,
     stopping: bool,
 }
 
 impl Queues {
+    fn leaves(&self, operation: &Operation) -> bool {
+        !self.leaving.is_empty()
+            && self
+                .leaving
+                .contains_key(&*object_key(&operation.namespace, &operation.hash))
+    }
+
     fn outstanding(&self) -> usize {
         self.reads.len() + self.writes.len() + self.under_way
     }
@@ -100,6 +109,8 @@ impl Work {
                     Err(stopped())
                 } else if queues.outstanding() >= self.settings.queue_depth {
                     Err(Error::new(ErrorKind::Busy, "the pool's queue is full"))
+                } else if !matches!(operation.action, Action::Write(_)) && queues.leaves(&operation) {
+                    Err(Error::new(ErrorKind::NotFound, "the block is being removed"))
                 } else {
                     operation.namespace.check_size(&operation.buffer)
                 };
@@ -119,12 +130,15 @@ impl Work {
         }
     }
 
-    /// Removes blocks from the pool, later.
+    /// Removes blocks from the pool, later; from now on they are read no more.
     pub fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) {
         let mut queues = self.queues.lock();
         let room = MOST_REMOVALS.saturating_sub(queues.removals.len());
-        let keys = hashes.iter().take(room).map(|hash| object_key(namespace, hash));
-        queues.removals.extend(keys);
+        for hash in hashes.iter().take(room) {
+            let key = object_key(namespace, hash);
+            *queues.leaving.entry(key.clone()).or_default() += 1;
+            queues.removals.push_back(key);
+        }
         drop(queues);
         self.bell.notify_all();
     }
@@ -167,6 +181,7 @@ impl Work {
             let mut queues = self.queues.lock();
             queues.stopping = true;
             queues.removals.clear();
+            queues.leaving.clear();
             let reads: Vec<_> = queues.reads.drain(..).collect();
             reads.into_iter().chain(queues.writes.drain(..)).collect()
         };
@@ -351,6 +366,15 @@ impl Work {
             .remove(&keys, true, self.runtime.deadline(REMOVE_TIMEOUT))
         {
             tracing::warn!(%error, "removed blocks may stay in the pool until they are evicted");
+        }
+        let mut queues = self.queues.lock();
+        for key in keys {
+            if let Some(removals) = queues.leaving.get_mut(key) {
+                *removals = removals.saturating_sub(1);
+                if *removals == 0 {
+                    queues.leaving.remove(key);
+                }
+            }
         }
     }
 
