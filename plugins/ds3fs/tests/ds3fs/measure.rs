@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use kvstored_backends::cache::map_linkable;
@@ -31,45 +32,54 @@ fn block_namespace() -> Arc<NamespaceInfo> {
     Arc::new(NamespaceInfo::new(identity, Layout::uniform(1, 1, (BLOCK - 4096) as u32).unwrap()).unwrap())
 }
 
+/// Reads through the tier: each block that comes begins the next read, on the tier's own thread, as it may.
+struct Reading {
+    tier: Arc<dyn Tier>,
+    namespace: Arc<NamespaceInfo>,
+    arena: Arc<Arena>,
+    begun: AtomicU64,
+    ended: SyncSender<()>,
+}
+
+impl Reading {
+    fn next(self: &Arc<Self>, place: usize) -> Option<Operation> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        if number >= READS {
+            return None;
+        }
+        let reading = Arc::clone(self);
+        Some(Operation {
+            namespace: Arc::clone(&self.namespace),
+            hash: hash(number % BLOCKS),
+            action: Action::Read,
+            buffer: slot_in(&self.arena, place * BLOCK, BLOCK),
+            completion: Box::new(move |buffer, outcome| {
+                outcome.unwrap();
+                drop(buffer);
+                match reading.next(place) {
+                    Some(operation) => reading.tier.submit(vec![operation]),
+                    None => reading.ended.send(()).unwrap(),
+                }
+            }),
+        })
+    }
+}
+
 /// Reads blocks through the tier, `DEPTH` at once.
-fn through_the_tier(tier: &dyn Tier, namespace: &Arc<NamespaceInfo>, arena: &Arc<Arena>) -> Duration {
+fn through_the_tier(tier: &Arc<dyn Tier>, namespace: &Arc<NamespaceInfo>, arena: &Arc<Arena>) -> Duration {
     let clock = Runtime::system().clock;
     let begin = clock.now();
-    let (sender, ended) = channel();
-    let submit = |numbers: Vec<(u64, usize)>| {
-        let batch = numbers
-            .into_iter()
-            .map(|(number, place)| {
-                let sender = sender.clone();
-                Operation {
-                    namespace: Arc::clone(namespace),
-                    hash: hash(number % BLOCKS),
-                    action: Action::Read,
-                    buffer: slot_in(arena, place * BLOCK, BLOCK),
-                    completion: Box::new(move |_, outcome| drop(sender.send((place, outcome)))),
-                }
-            })
-            .collect();
-        tier.submit(batch);
-    };
-    submit((0..DEPTH).map(|place| (place as u64, place)).collect());
-    let mut begun = DEPTH as u64;
-    let mut done = 0;
-    while done < READS {
-        // all that has ended makes the next batch, as in the other loop
-        let first = ended.recv_timeout(PATIENCE).unwrap();
-        let mut batch = Vec::new();
-        for (place, outcome) in std::iter::once(first).chain(ended.try_iter()) {
-            outcome.unwrap();
-            done += 1;
-            if begun < READS {
-                batch.push((begun, place));
-                begun += 1;
-            }
-        }
-        if !batch.is_empty() {
-            submit(batch);
-        }
+    let (ended, wait) = sync_channel(DEPTH);
+    let reading = Arc::new(Reading {
+        tier: Arc::clone(tier),
+        namespace: Arc::clone(namespace),
+        arena: Arc::clone(arena),
+        begun: AtomicU64::new(0),
+        ended,
+    });
+    tier.submit((0..DEPTH).filter_map(|place| reading.next(place)).collect());
+    for _ in 0..DEPTH {
+        wait.recv_timeout(PATIENCE).unwrap();
     }
     clock.now() - begin
 }
@@ -142,7 +152,9 @@ fn measure_reads_beside_the_library() {
         settings.push(("capacity_bytes", (1u64 << 30).to_string()));
         settings.push(("direct", direct.to_string()));
         settings.push(("zero_copy", linked.to_string()));
-        let tier = plugins.open(&settings).unwrap();
+        // one ring, as the other loop has
+        settings.push(("read_rings", "1".to_owned()));
+        let tier: Arc<dyn Tier> = plugins.open(&settings).unwrap();
         let namespace = block_namespace();
         tier.open_namespace(&namespace).unwrap();
         let arena = map_linkable(DEPTH * BLOCK, false).unwrap().arena;
@@ -186,15 +198,15 @@ fn measure_reads_beside_the_library() {
         let ring = Ring::create(&found, DEPTH, true, 0).unwrap();
         let memory = Memory::create(&found, DEPTH * BLOCK, 0).unwrap();
         through_the_library(&ring, &memory, &pieces);
-        through_the_tier(&*tier, &namespace, &arena);
+        through_the_tier(&tier, &namespace, &arena);
         let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             let (tier_time, library_time) = if round % 2 == 0 {
-                let tier_time = through_the_tier(&*tier, &namespace, &arena);
+                let tier_time = through_the_tier(&tier, &namespace, &arena);
                 (tier_time, through_the_library(&ring, &memory, &pieces))
             } else {
                 let library_time = through_the_library(&ring, &memory, &pieces);
-                (through_the_tier(&*tier, &namespace, &arena), library_time)
+                (through_the_tier(&tier, &namespace, &arena), library_time)
             };
             let speed = |time: Duration| READS as f64 * BLOCK as f64 / time.as_secs_f64() / 1e9;
             ours.push(speed(tier_time));
