@@ -18,6 +18,7 @@ pub mod quota;
 pub mod runtime;
 pub mod size;
 pub mod tier;
+pub mod transport;
 
 pub use block::{BlockHash, BlockKey, Namespace};
 pub use device::Device;
@@ -31,3 +32,4 @@ pub use memory::{Arena, SlotGuard};
 pub use pipeline::{Pipeline, TierKind};
 pub use runtime::Runtime;
 pub use tier::{Action, Durability, MemoryTier, NamespaceInfo, Operation, Tier, TierStatistics};
+pub use transport::{MemoryTransport, TransportFactory};

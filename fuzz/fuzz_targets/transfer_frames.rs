@@ -2,8 +2,8 @@
 #![no_main]
 
 use kvstored_transfer::wire::{
-    HANDSHAKE_BYTES, HEADER_BYTES, HandshakeFrame, Header, Introduction, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES,
-    Offer, Question, Range, TRAILER_BYTES, Trailer, Wanted, Welcome, Worths,
+    Attach, HANDSHAKE_BYTES, HEADER_BYTES, HandshakeFrame, Header, Introduction, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES,
+    MOST_MOVES, Moves, Offer, Question, Range, TRAILER_BYTES, Trailer, Wanted, Welcome, Worths,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -32,6 +32,13 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(range) = Range::decode(bytes) {
         assert_eq!(range.encode(), *bytes);
+    }
+    if let Ok(attach) = Attach::decode(bytes) {
+        assert_eq!(attach.encode(), *bytes);
+    }
+    if let Ok(moves) = Moves::decode(bytes) {
+        assert!((1..=MOST_MOVES).contains(&moves.entries.len()));
+        assert_eq!(moves.encode(), *bytes);
     }
     sharing_round_trips(bytes);
 });

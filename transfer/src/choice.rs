@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvstored_core::{Error, ErrorKind, Result};
 
+use crate::ascend::AscendLink;
 use crate::link::Link;
 use crate::rdma::RdmaLink;
 use crate::settings::TransportKind;
@@ -32,6 +33,9 @@ pub(crate) fn choose(
             }
             TransportKind::Rdma => {
                 RdmaLink::attach(shared, control, other, deadline).map(|link| link as Arc<dyn Link>)
+            }
+            TransportKind::Ascend => {
+                AscendLink::attach(shared, control, other, deadline).map(|link| link as Arc<dyn Link>)
             }
         };
         match tried {

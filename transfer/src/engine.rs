@@ -112,7 +112,7 @@ impl TransferEngine {
         for publication in self.shared.table.publications_of(region) {
             self.wait_for_sharers(&publication, deadline)?;
         }
-        self.shared.rdma.forget(region);
+        self.shared.forget(region)?;
         self.shared.table.remove_region(region);
         Ok(())
     }
@@ -170,7 +170,7 @@ impl TransferEngine {
     fn sweep(&self, is_free: impl Fn() -> bool) {
         if !is_free() {
             self.tcp.sweep();
-            self.shared.rdma.sweep();
+            self.shared.sweep();
         }
     }
 
@@ -385,7 +385,7 @@ impl TransferEngine {
         if let Some(host) = &self.shared.shm {
             host.stop();
         }
-        self.shared.rdma.stop();
+        self.shared.stop_devices();
         self.tcp.stop();
         for thread in self.threads.lock().drain(..) {
             thread.join();

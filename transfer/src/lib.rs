@@ -7,6 +7,7 @@
 //!
 //! The frames on the wire are fixed in `docs/wire.md`.
 
+mod ascend;
 mod authority;
 mod choice;
 mod counters;

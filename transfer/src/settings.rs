@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use kvstored_core::{Error, Result};
+use kvstored_core::{Error, Result, TransportFactory};
 
 /// The longest that a handshake may take, whatever is configured.
 pub(crate) const MAX_HANDSHAKE: Duration = Duration::from_secs(10);
@@ -22,11 +22,15 @@ pub enum TransportKind {
     Rdma,
     /// Sockets.
     Tcp,
+    /// A plugged-in transport, for the interconnect of Ascend devices. Only where it's named, and given.
+    Ascend,
 }
 
 impl TransportKind {
-    /// All of them, fastest first: the order in which they are tried where none is configured.
+    /// All that are tried where none is configured, fastest first.
     pub const ALL: [Self; 3] = [Self::Shm, Self::Rdma, Self::Tcp];
+    /// All that can be named.
+    pub const NAMED: [Self; 4] = [Self::Shm, Self::Rdma, Self::Tcp, Self::Ascend];
 
     /// The name in configuration, metrics and logs.
     pub const fn name(self) -> &'static str {
@@ -34,6 +38,7 @@ impl TransportKind {
             Self::Shm => "shm",
             Self::Rdma => "rdma",
             Self::Tcp => "tcp",
+            Self::Ascend => "ascend",
         }
     }
 }
@@ -48,8 +53,8 @@ impl FromStr for TransportKind {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let known = Self::ALL.into_iter().find(|kind| kind.name() == name);
-        known.ok_or_else(|| Error::invalid(format!("transport \"{name}\" is none of shm, rdma, tcp")))
+        let known = Self::NAMED.into_iter().find(|kind| kind.name() == name);
+        known.ok_or_else(|| Error::invalid(format!("transport \"{name}\" is none of shm, rdma, tcp, ascend")))
     }
 }
 
@@ -99,6 +104,8 @@ pub struct EngineSettings {
     pub tls: Option<TlsSettings>,
     /// The transports to try, in order; the first that works with a peer is taken. Empty: all, fastest first.
     pub transports: Vec<TransportKind>,
+    /// What [`TransportKind::Ascend`] is, where `transports` names it.
+    pub ascend: Option<TransportFactory>,
     /// Connections to each peer that large transfers are spread over (1 to 16).
     pub streams_per_peer: usize,
     /// Threads that serve sockets (1 to 16).
@@ -124,6 +131,7 @@ impl Default for EngineSettings {
             token: None,
             tls: None,
             transports: Vec::new(),
+            ascend: None,
             streams_per_peer: 2,
             reactors: (processors / 4).clamp(1, 4),
             peer_timeout: Duration::from_secs(5),
@@ -164,6 +172,11 @@ impl EngineSettings {
             && token.expose().is_empty()
         {
             return Err(Error::invalid("the token is empty"));
+        }
+        if self.transports.contains(&TransportKind::Ascend) && self.ascend.is_none() {
+            return Err(Error::invalid(
+                "transport ascend is a plug-in, and none is given here",
+            ));
         }
         self.listen.map_or(Ok(()), |listen| self.check_exposure(listen))
     }
@@ -236,13 +249,22 @@ mod tests {
     }
 
     #[test]
+    fn a_transport_that_is_plugged_in_has_to_be_given() {
+        let settings = EngineSettings {
+            transports: vec![TransportKind::Ascend, TransportKind::Tcp],
+            ..EngineSettings::default()
+        };
+        assert!(settings.check().unwrap_err().to_string().contains("ascend"));
+    }
+
+    #[test]
     fn a_secret_is_not_printed() {
         assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter"));
     }
 
     #[test]
     fn names_of_transports_are_read_back() {
-        for kind in TransportKind::ALL {
+        for kind in TransportKind::NAMED {
             assert_eq!(kind.name().parse::<TransportKind>().unwrap(), kind);
         }
         assert!("udp".parse::<TransportKind>().is_err());

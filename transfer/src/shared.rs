@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 use parking_lot::RwLock;
 
+use crate::ascend::AscendHost;
 use crate::authority::Authority;
 use crate::counters::Ledger;
 use crate::handshake::Identity;
-use crate::identity::EngineId;
+use crate::identity::{EngineId, RegionId};
 use crate::memory::Table;
 use crate::notification::Inbox;
 use crate::rdma::RdmaHost;
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub shm: Option<Arc<ShmHost>>,
     /// What serves peers over RDMA, and asks them.
     pub rdma: RdmaHost,
+    /// The plugged-in transport, and what works for it.
+    pub ascend: AscendHost,
 }
 
 impl Shared {
@@ -55,6 +58,7 @@ impl Shared {
         Ok(Arc::new(Self {
             shm,
             rdma: RdmaHost::default(),
+            ascend: AscendHost::default(),
             authority: Authority::new(identity.clone(), table.clone(), runtime.clone()),
             inbox: Inbox::new(settings.max_notifications),
             ledger: Arc::default(),
@@ -66,6 +70,24 @@ impl Shared {
             identity,
             table,
         }))
+    }
+
+    /// Ends what devices do to memory that is being closed.
+    pub fn sweep(&self) {
+        self.rdma.sweep();
+        self.ascend.sweep();
+    }
+
+    /// Devices forget a region that nothing touches any more. Fails with `Busy` where one doesn't.
+    pub fn forget(&self, region: RegionId) -> Result<()> {
+        self.rdma.forget(region);
+        self.ascend.forget(region)
+    }
+
+    /// Ends all that devices do.
+    pub fn stop_devices(&self) {
+        self.rdma.stop();
+        self.ascend.stop();
     }
 
     /// The answer to a peer's question.

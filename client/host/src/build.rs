@@ -85,8 +85,8 @@ pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) 
         TierKind::Empty => Arc::new(NullTier::empty()),
         TierKind::Fake => Arc::new(NullTier::fake()),
         TierKind::Pool => {
-            let settings = settings.pool.as_ref().ok_or_else(|| missing("pool"))?;
-            pool::open_pool(settings, runtime)?
+            let pool = settings.pool.as_ref().ok_or_else(|| missing("pool"))?;
+            pool::open_pool(pool, settings.plugins.as_ref(), runtime)?
         }
         TierKind::Plugin(name) => {
             let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;

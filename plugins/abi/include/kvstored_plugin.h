@@ -1,13 +1,14 @@
 /*
- * The C interface between kvstored and a plugged-in tier or device, version 1.1. docs/plugin-abi.md explains it and has
- * a tutorial; this file is enough to compile a plugin. 1.1 adds devices, whole descriptions of
+ * The C interface between kvstored and a plugged-in tier, device or transport, version 1.1. docs/plugin-abi.md explains it
+ * and has a tutorial; this file is enough to compile a plugin. 1.1 adds devices, transports, whole descriptions of
  * namespaces, and the memory that operations' data lie in.
  *
  * A plugin is a shared object that exports one function, kvstored_plugin_entry. It's loaded once and never unloaded.
  *
  * Rules for both sides
  *  - Structs that carry struct_size may grow at their end in a later minor version. Read only fields that lie within
- *    the struct_size given. kvstored_text, kvstored_hash, kvstored_key, kvstored_setting and kvstored_copy never change.
+ *    the struct_size given. kvstored_text, kvstored_hash, kvstored_key, kvstored_setting, kvstored_copy
+ *    and kvstored_move never change.
  *  - Nothing that one side allocates is freed by the other. What a pointer points to is lent for the length of the
  *    call, unless said otherwise.
  *  - No exception, longjmp or unwinding crosses a call.
@@ -68,6 +69,17 @@ extern "C" {
 
 /* The longest key of shared device memory. */
 #define KVSTORED_MOST_KEY_BYTES 512u
+
+/* Which way a transport moves bytes, seen from who asks it to. */
+#define KVSTORED_FROM_PEER 1u
+#define KVSTORED_TO_PEER 2u
+
+/* Who may touch memory that is registered with a transport. */
+#define KVSTORED_EXPOSED_TO_NOBODY 0u
+#define KVSTORED_EXPOSED_TO_PEERS 1u
+
+/* The longest address of a transport. */
+#define KVSTORED_MOST_ADDRESS_BYTES 256u
 
 typedef struct kvstored_text {
     const char *data;
@@ -148,8 +160,9 @@ typedef struct kvstored_statistics {
 } kvstored_statistics;
 
 /*
- * What kvstored gives to a tier or a device at open; valid for ever, after close too. All functions may be called from any
- * thread, also from within a call of the tier, and return soon. For a device complete, stored and removed are null.
+ * What kvstored gives to a tier, a device or a transport at open; valid for ever, after close too. All functions may be
+ * called from any thread, also from within a call of the plugin, and return soon. For a device complete, stored and removed
+ * are null, for a transport stored and removed.
  */
 typedef struct kvstored_host {
     uint32_t struct_size;
@@ -263,13 +276,62 @@ typedef struct kvstored_device {
     int32_t (*statistics)(void *device, kvstored_device_statistics *statistics);
 } kvstored_device;
 
+/* One run of bytes that a transport moves: an address in this process, and one in the peer's. */
+typedef struct kvstored_move {
+    uint64_t local;
+    uint64_t remote;
+    uint64_t bytes;
+} kvstored_move;
+
+/*
+ * A transport's functions, since 1.1; all must be there. It moves bytes between this process's memory and a peer's without
+ * the peer's doing. kvstored decides who may have what: only the side that owns the wanted bytes, and has checked the
+ * right to them, submits moves. Called from any thread, many at a time. Memory and connections are numbers other than 0 of
+ * the transport's own.
+ */
+typedef struct kvstored_transport {
+    uint32_t struct_size;
+    uint32_t reserved;
+    /* Makes a transport. Unknown keys should be refused. */
+    int32_t (*open)(const kvstored_host *host, const kvstored_setting *settings, uint64_t count, void **transport);
+    /* Ends the transport; no connection is open. Nothing is called afterwards. */
+    void (*close)(void *transport);
+    /* Why the latest call on this thread failed: copies up to capacity bytes of text, returns how many. */
+    uint64_t (*last_error)(char *text, uint64_t capacity);
+    /*
+     * What a peer's transport needs to connect with this one. *length is the room given, and the bytes written, at most
+     * KVSTORED_MOST_ADDRESS_BYTES. KVSTORED_UNSUPPORTED if it only connects to others.
+     */
+    int32_t (*address)(void *transport, uint8_t *bytes, uint64_t *length);
+    /* Makes memory known, to be exposed or not. Connections that are open needn't know of it: kvstored makes new ones. */
+    int32_t (*register_memory)(void *transport, void *address, uint64_t bytes, uint32_t exposed, uint64_t *memory);
+    /* Takes that back. When it returns KVSTORED_OK, no peer touches the memory any more, whatever is under way. */
+    int32_t (*unregister_memory)(void *transport, uint64_t memory);
+    /* Connects with a peer by its address, within that time. Moves may use what is registered on both sides now. */
+    int32_t (*connect)(void *transport, const uint8_t *address, uint64_t length, uint64_t timeout_ms,
+                       uint64_t *connection);
+    /*
+     * Ends a connection. Before it returns KVSTORED_OK, whatever is under way on it has been completed, and from then on
+     * nothing that was submitted touches memory on either side. Any other status says that this isn't certain.
+     */
+    int32_t (*disconnect)(void *transport, uint64_t connection);
+    /*
+     * Begins to move a batch, and returns soon. host->complete ends it, once, on any thread, when none of its memory is
+     * touched any more; transferred is the sum of all bytes if its status is KVSTORED_OK. The array is lent for the call.
+     * If this returns another status, nothing was begun and nothing is completed.
+     */
+    int32_t (*submit)(void *transport, uint64_t connection, uint32_t direction, const kvstored_move *moves,
+                      uint64_t count, uint64_t ticket);
+} kvstored_transport;
+
 typedef struct kvstored_plugin {
     uint32_t struct_size;
     uint32_t abi_version;
     const char *name;    /* ended by a zero; 1 to 64 of a-z, 0-9, '-' and '_' */
     const char *version; /* ended by a zero; at most 64 bytes */
-    const kvstored_tier *tier;     /* null in a plugin that is only a device */
-    const kvstored_device *device; /* since 1.1; null in a plugin that is only a tier */
+    const kvstored_tier *tier;           /* null in a plugin without a tier */
+    const kvstored_device *device;       /* since 1.1; null in a plugin without a device */
+    const kvstored_transport *transport; /* since 1.1; null in a plugin without a transport */
 } kvstored_plugin;
 
 /*

@@ -12,6 +12,7 @@ use crate::device::PluginDevice;
 use crate::library::{self, Loaded, PluginFacts};
 use crate::probe::Probe;
 use crate::tier::PluginTier;
+use crate::transport::PluginTransport;
 use crate::trust;
 
 /// How a plugged-in tier is used. Plain data.
@@ -68,6 +69,16 @@ impl PluginDirectory {
         runtime: &Runtime,
     ) -> Result<Arc<PluginDevice>> {
         PluginDevice::open(self.load(name, runtime)?, settings)
+    }
+
+    /// Loads a plugin and opens its transport. Fails as [`PluginDirectory::open`] does.
+    pub fn open_transport(
+        &self,
+        name: &str,
+        settings: &PluginSettings,
+        runtime: &Runtime,
+    ) -> Result<Arc<PluginTransport>> {
+        PluginTransport::open(self.load(name, runtime)?, settings)
     }
 
     fn load(&self, name: &str, runtime: &Runtime) -> Result<Loaded> {

@@ -9,6 +9,8 @@
 //! - [`PluginDevice`] is a plugged-in device: calls go straight through, from whichever thread, and what comes back is
 //!   checked. Who uses it bounds how long that takes.
 //!
+//! - [`PluginTransport`] is a plugged-in transport, whose moves end as they should or not at all.
+//!
 //! A plugin runs in our process: one that writes to memory it was never lent can't be contained, only one that breaks
 //! the contract.
 
@@ -24,6 +26,9 @@ mod probe;
 mod shared;
 mod tickets;
 mod tier;
+mod transport;
+mod transport_functions;
+mod transport_moves;
 mod trust;
 
 pub use device::PluginDevice;
@@ -31,3 +36,4 @@ pub use directory::{PluginDirectory, PluginSettings};
 pub use library::PluginFacts;
 pub use probe::{Probe, run_probe};
 pub use tier::PluginTier;
+pub use transport::PluginTransport;

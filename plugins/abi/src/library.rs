@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, offset_of};
 use std::os::fd::{AsRawFd, IntoRawFd};
 
 use kvstored_core::{Durability, Error, ErrorKind, Result};
@@ -10,6 +10,7 @@ use kvstored_plugin::abi;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use crate::device_functions::DeviceFunctions;
+use crate::transport_functions::TransportFunctions;
 
 /// Longest name and version.
 const MOST_TEXT_BYTES: usize = 64;
@@ -27,6 +28,8 @@ pub struct PluginFacts {
     pub keeps: Option<Durability>,
     /// Whether it has a device.
     pub is_device: bool,
+    /// Whether it has a transport.
+    pub is_transport: bool,
 }
 
 /// A tier's functions, all of them there.
@@ -49,6 +52,7 @@ pub(crate) struct Loaded {
     pub facts: PluginFacts,
     pub functions: Option<Functions>,
     pub device: Option<DeviceFunctions>,
+    pub transport: Option<TransportFunctions>,
 }
 
 /// Loads a file, which stays loaded, and checks what it exports.
@@ -88,7 +92,7 @@ pub(crate) fn load(file: File, name: &str) -> Result<Loaded> {
         return Err(unsupported(name, &what));
     }
     at_least("its description", size, abi::PLUGIN_BYTES_1_0).map_err(&invalid)?;
-    // SAFETY: the size covers the fields that are read; the device's is there since 1.1.
+    // SAFETY: the size covers the fields that are read.
     let plugin = unsafe {
         abi::Plugin {
             struct_size: size,
@@ -96,21 +100,29 @@ pub(crate) fn load(file: File, name: &str) -> Result<Loaded> {
             name: (*plugin).name,
             version: (*plugin).version,
             tier: (*plugin).tier,
-            device: if size as usize >= size_of::<abi::Plugin>() {
+            device: if holds(size, offset_of!(abi::Plugin, device)) {
                 (*plugin).device
+            } else {
+                std::ptr::null()
+            },
+            transport: if holds(size, offset_of!(abi::Plugin, transport)) {
+                (*plugin).transport
             } else {
                 std::ptr::null()
             },
         }
     };
-    if plugin.tier.is_null() && plugin.device.is_null() {
-        return Err(invalid("it has neither a tier nor a device".into()));
+    if plugin.tier.is_null() && plugin.device.is_null() && plugin.transport.is_null() {
+        return Err(invalid(
+            "it has neither a tier nor a device nor a transport".into(),
+        ));
     }
     // SAFETY: the interface says that each points to a table with its size in front, if to anything.
-    let (tier, device) = unsafe {
+    let (tier, device, transport) = unsafe {
         (
             table(plugin.tier, "its tier's table").map_err(&invalid)?,
             table(plugin.device, "its device's table").map_err(&invalid)?,
+            table(plugin.transport, "its transport's table").map_err(&invalid)?,
         )
     };
     // SAFETY: the interface says that both are texts with a zero at the end.
@@ -134,6 +146,12 @@ pub(crate) fn load(file: File, name: &str) -> Result<Loaded> {
             DeviceFunctions::of(&device).ok_or_else(|| invalid("its device's table lacks a function".into()))
         })
         .transpose()?;
+    let transport = transport
+        .map(|transport| {
+            let functions = TransportFunctions::of(&transport);
+            functions.ok_or_else(|| invalid("its transport's table lacks a function".into()))
+        })
+        .transpose()?;
     Ok(Loaded {
         facts: PluginFacts {
             name: own_name,
@@ -141,10 +159,17 @@ pub(crate) fn load(file: File, name: &str) -> Result<Loaded> {
             abi_version: plugin.abi_version,
             keeps,
             is_device: device.is_some(),
+            is_transport: transport.is_some(),
         },
         functions,
         device,
+        transport,
     })
+}
+
+/// Whether a description of that size has the pointer at that offset.
+fn holds(size: u32, offset: usize) -> bool {
+    size as usize >= offset + size_of::<*const u8>()
 }
 
 /// A table of a plugin, if it has it. Fails with what is wrong with it.

@@ -216,7 +216,8 @@ impl Handoff {
                 (Side::Requested, TransportKind::Shm) => &mut statistics.pulled_bytes_shm,
                 (Side::Requested, TransportKind::Rdma) => &mut statistics.pulled_bytes_rdma,
                 (Side::Served, TransportKind::Tcp) => &mut statistics.served_bytes_tcp,
-                (Side::Served, _) => continue,
+                // the hand-off is given no plugged-in transport
+                (Side::Requested, TransportKind::Ascend) | (Side::Served, _) => continue,
             };
             *count += row.read_bytes;
         }

@@ -3,6 +3,8 @@
 //! Locks are taken in this order: intake, sending, pending requests. None is held while a thread sleeps, and every call
 //! on the socket returns at once, so whoever wants memory back waits for one such call at most.
 
+mod late;
+
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,6 +23,7 @@ use super::requests::{Answers, Pending, Requests};
 use super::serving::{Accepted, Intake, Requested};
 use crate::handshake::Agreed;
 use crate::shared::Shared;
+use crate::wire::Header;
 
 /// What has to be done with the reactor's registration.
 #[derive(Debug, Default)]
@@ -33,6 +36,7 @@ struct Interest {
 
 /// One connection, shared by the reactor and whoever uses it.
 pub(crate) struct Connection {
+    me: Weak<Self>,
     /// The reactor's number of it.
     pub token: u64,
     channel: Channel,
@@ -86,7 +90,8 @@ impl Connection {
         gate: &Arc<Gate>,
         requests: Option<Requests>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             token: reactor.next_token(),
             channel,
             shared: shared.clone(),
@@ -170,6 +175,7 @@ impl Connection {
                 receiving.run(&self.channel, &mut Answers(requests), budget)?
             } else {
                 let admit = || self.gate.admit();
+                let later = |header: &Header| self.reply(*header);
                 let mut sink = Requested {
                     shared: &self.shared,
                     channel: &self.channel,
@@ -177,6 +183,7 @@ impl Connection {
                     sending: &self.sending,
                     agreed: None,
                     admits: &admit,
+                    later: &later,
                 };
                 let outcome = receiving.run(&self.channel, &mut sink, budget);
                 if let Some(agreed) = &sink.agreed {

@@ -14,7 +14,7 @@ use super::nanoseconds;
 use super::open::{Destination, open};
 use super::outgoing::Outgoing;
 use super::reactor::Reactor;
-use super::requests::{Pending, Requests};
+use super::requests::{Late, Pending, Requests};
 use crate::counters::Side;
 use crate::identity::EngineId;
 use crate::link::{Entry, Link};
@@ -141,6 +141,18 @@ impl TcpLink {
         }
         transfer.result().unwrap_or_else(|| Err(self.gone()))?;
         Ok(transfer.take_body())
+    }
+
+    /// One frame whose answer comes when the peer has done what it asks.
+    ///
+    /// Fails with `Unavailable` when the connection is over already; then it wasn't taken.
+    pub fn ask_late(&self, kind: Kind, body: Vec<u8>, late: Box<dyn Late>) -> Result<()> {
+        let frame = Outgoing::new(self.request(kind, body.len()), body);
+        let connection = self.team.connections.first().ok_or_else(|| self.gone())?;
+        connection.request_late(frame, late)?;
+        // nobody may come to wait for it: somebody has to watch for the answer
+        self.began(u64::MAX);
+        Ok(())
     }
 
     /// One operation of a transfer. `None` if its memory is being unregistered.

@@ -31,7 +31,8 @@ use crate::shared::Shared;
 
 pub(crate) use link::TcpLink;
 pub(crate) use open::Destination;
-pub(crate) use requests::ended_by;
+pub(crate) use requests::{Late, ended_by};
+pub(crate) use serving::Reply;
 pub(crate) use tls::Tls;
 
 /// Nanoseconds, or the end of numbers.

@@ -1,6 +1,6 @@
 //! The opener's side of a connection: requests in the order in which their answers come.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -23,10 +23,20 @@ pub(crate) struct Pending {
     pub span: Option<Span>,
 }
 
+/// Hears the answer of a request that is answered out of turn. Called with locks held: it must neither wait nor send.
+pub(crate) trait Late: Send {
+    /// The answer.
+    fn answered(self: Box<Self>, result: Result<Vec<u8>>);
+
+    /// The connection is over, and the peer may have taken the request.
+    fn lost(self: Box<Self>, error: Error);
+}
+
 /// What waits for answers on one connection.
-#[derive(Debug)]
 pub(crate) struct Requests {
     pending: Mutex<VecDeque<Pending>>,
+    /// What is answered when the peer has done it, by its number. It doesn't count: other frames show that the peer lives.
+    late: Mutex<HashMap<u64, Box<dyn Late>>>,
     count: AtomicUsize,
     /// Bytes of the read that is answered next; tells how much to stage.
     next_bytes: AtomicU64,
@@ -37,6 +47,7 @@ impl Requests {
     pub fn new(tally: Arc<Tally>) -> Self {
         Self {
             pending: Mutex::default(),
+            late: Mutex::default(),
             count: AtomicUsize::new(0),
             next_bytes: AtomicU64::new(0),
             tally,
@@ -52,6 +63,15 @@ impl Requests {
         let mut all = self.pending.lock();
         all.push_back(pending);
         self.note(&all);
+    }
+
+    /// Keeps a request that is answered out of turn.
+    pub fn push_late(&self, id: u64, late: Box<dyn Late>) {
+        self.late.lock().insert(id, late);
+    }
+
+    fn take_late(&self, id: u64) -> Option<Box<dyn Late>> {
+        self.late.lock().remove(&id)
     }
 
     fn pop(&self) -> Option<Pending> {
@@ -101,6 +121,10 @@ impl Requests {
             drop(pending.span);
             self.finish(pending.transfer, Err(error.clone()), None);
         }
+        let late = std::mem::take(&mut *self.late.lock());
+        for late in late.into_values() {
+            late.lost(error.clone());
+        }
     }
 
     /// Ends one.
@@ -144,6 +168,16 @@ impl Sink for Answers<'_> {
         if !header.answer {
             return Err(unasked("a request came where answers come"));
         }
+        let result = || match header.error {
+            None => Ok(()),
+            Some(kind) => Err(Error::new(kind, String::from_utf8_lossy(body)).with("at", "peer")),
+        };
+        if header.kind.is_late() {
+            let late = self.0.take_late(header.id);
+            let late = late.ok_or_else(|| unasked("an answer to nothing"))?;
+            late.answered(result().map(|()| body.to_vec()));
+            return Ok(None);
+        }
         let Some(mut pending) = self.0.pop() else {
             return Err(unasked("an answer to nothing"));
         };
@@ -162,10 +196,7 @@ impl Sink for Answers<'_> {
             let span = pending.span.take();
             return Ok(Some(Inbound::new(*header, span, None, Some(pending))));
         }
-        let result = match header.error {
-            None => Ok(()),
-            Some(kind) => Err(Error::new(kind, String::from_utf8_lossy(body)).with("at", "peer")),
-        };
+        let result = result();
         if let (Ok(()), Some(transfer)) = (&result, &pending.transfer)
             && !body.is_empty()
         {

@@ -10,6 +10,7 @@ use kvstored_verbs::RequestLink;
 use super::channel::Channel;
 use super::outgoing::{Outgoing, Sending};
 use super::receiving::{Inbound, LARGE_BYTES, Sink};
+use crate::ascend::Desk;
 use crate::counters::{Side, Tally};
 use crate::grant::{GRANT_BYTES, Grant, GrantKey, GrantRequest};
 use crate::handshake::{Acceptor, Agreed};
@@ -18,7 +19,9 @@ use crate::memory::Span;
 use crate::notification::Notification;
 use crate::settings::TransportKind;
 use crate::shared::Shared;
-use crate::wire::{HANDSHAKE_BYTES, HandshakeFrame, Header, Kind, MAX_MESSAGE_BYTES, Range, Wanted};
+use crate::wire::{
+    Attach, HANDSHAKE_BYTES, HandshakeFrame, Header, Kind, MAX_MESSAGE_BYTES, Moves, Range, Wanted,
+};
 
 /// Answers that may wait on one connection; while so many do, its requests wait in the socket.
 const MOST_ANSWERS: usize = 256;
@@ -44,6 +47,8 @@ pub(crate) struct Serving {
     last_write: u64,
     /// The peer's link over RDMA, which ends with this connection.
     rdma: Option<Arc<RequestLink>>,
+    /// Where its requests over a plugged-in transport are decided on, as long as this connection lasts.
+    ascend: Option<Desk>,
 }
 
 /// Takes requests.
@@ -57,6 +62,20 @@ pub(crate) struct Requested<'a> {
     pub agreed: Option<Agreed>,
     /// Whether one more connection may be served.
     pub admits: &'a dyn Fn() -> bool,
+    /// Makes what answers a request later.
+    pub later: &'a dyn Fn(&Header) -> Reply,
+}
+
+/// Answers a request, once, from any thread that holds none of its connection's locks.
+pub(crate) type Reply = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+
+/// The frame that answers a request.
+pub(super) fn answer_to(request: &Header, result: Result<Vec<u8>>) -> Outgoing {
+    let (error, body) = match result {
+        Ok(body) => (None, body),
+        Err(error) => (Some(error.kind()), message(&error)),
+    };
+    Outgoing::new(request.answered(error, body.len()), body)
 }
 
 impl Requested<'_> {
@@ -68,12 +87,7 @@ impl Requested<'_> {
     }
 
     fn answer(&self, request: &Header, result: Result<Vec<u8>>) {
-        let (error, body) = match result {
-            Ok(body) => (None, body),
-            Err(error) => (Some(error.kind()), message(&error)),
-        };
-        let header = request.answered(error, body.len());
-        self.push(Outgoing::new(header, body));
+        self.push(answer_to(request, result));
     }
 
     /// Refuses a connection in its handshake, saying so.
@@ -107,6 +121,7 @@ impl Requested<'_> {
                     ),
                     last_write: 0,
                     rdma: None,
+                    ascend: None,
                 }));
                 self.agreed = Some(agreed);
                 self.push(Outgoing::raw(&answer.encode()));
@@ -191,6 +206,23 @@ impl Requested<'_> {
         Ok(address.to_vec())
     }
 
+    /// Begins to serve the peer over a plugged-in transport. The one before has failed, or the peer wouldn't ask again.
+    fn attach(&mut self, header: &Header, body: &[u8]) -> Result<()> {
+        let (shared, later) = (self.shared, self.later);
+        let serving = self.serving()?;
+        serving.ascend = None;
+        let attach = Attach::decode(body)?;
+        serving.ascend = Some(Desk::open(shared, serving.peer, attach, later(header))?);
+        Ok(())
+    }
+
+    fn move_bytes(&mut self, header: &Header, body: &[u8]) -> Result<()> {
+        let later = self.later;
+        let desk = self.serving()?.ascend.as_ref();
+        let desk = desk.ok_or_else(|| Error::new(ErrorKind::Unavailable, "nothing is attached"))?;
+        desk.take(&Moves::decode(body)?, || later(header))
+    }
+
     fn first(&self) -> Result<Vec<u8>> {
         let shared = self.shared;
         if !shared.registered_allowed.load(Ordering::Relaxed) {
@@ -258,6 +290,16 @@ impl Sink for Requested<'_> {
             Kind::Rdma => {
                 let address = self.connect_rdma(body);
                 self.answer(header, address);
+            }
+            Kind::Attach => {
+                if let Err(error) = self.attach(header, body) {
+                    self.answer(header, Err(error));
+                }
+            }
+            Kind::Move => {
+                if let Err(error) = self.move_bytes(header, body) {
+                    self.answer(header, Err(error));
+                }
             }
             Kind::Ask => {
                 let peer = self.serving()?.peer;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use kvstored_core::ErrorKind;
 
 use super::raw::RawPeer;
-use super::rig::{Rig, asking, contents, grant, over, over_each_transport, start};
+use super::rig::{Rig, asking, contents, grant, over, over_each_transport_here, start};
 use crate::wire::{Header, Kind, MAX_PAYLOAD_BYTES};
 
 use crate::{GRANT_BYTES, Grant, GrantRequest, Rights, TransferKind, TransportKind};
 
-over_each_transport! {
+over_each_transport_here! {
     a_grant_of_another_peer_is_refused,
     expired_and_revoked_grants_are_refused,
     a_direction_that_was_not_granted_is_refused,

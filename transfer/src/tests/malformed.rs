@@ -77,6 +77,8 @@ fn samples(raw: &mut RawPeer, rig: &Rig) -> Vec<Vec<u8>> {
         (Kind::Share, 0, 0),
         (Kind::Ask, 100, 0),
         (Kind::Rdma, LINK_ADDRESS_BYTES, 0),
+        (Kind::Attach, 64, 0),
+        (Kind::Move, 176, 0),
     ];
     for (kind, body, length) in kinds {
         let header = raw.request(kind, body, 0, length);

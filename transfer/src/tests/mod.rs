@@ -1,7 +1,9 @@
 //! Engines at work, over real sockets and in real processes.
 
+mod ascend;
 mod child;
 mod control;
+mod fabric;
 mod faults;
 mod grants;
 mod leaks;

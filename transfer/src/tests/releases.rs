@@ -7,12 +7,12 @@ use std::time::Duration;
 use kvstored_core::{ErrorKind, Runtime};
 
 use super::raw::RawPeer;
-use super::rig::{Rig, contents, grant, over_each_transport, pause, soon};
+use super::rig::{Rig, contents, grant, over_each_transport_here, pause, soon};
 use crate::wire::Kind;
 
 use crate::{GRANT_BYTES, Rights, TransferKind, TransportKind};
 
-over_each_transport! {
+over_each_transport_here! {
     release_ends_reads_under_way_and_no_read_that_succeeds_saw_what_came_after,
     nothing_is_written_after_release_has_returned,
     memory_unregistered_while_a_peer_reads_or_writes_it_is_free_afterwards,

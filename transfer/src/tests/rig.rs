@@ -62,10 +62,22 @@ macro_rules! over_each_transport {
 }
 pub(super) use over_each_transport;
 
+/// The same within this process, also over a plugged-in transport that copies.
+macro_rules! over_each_transport_here {
+    ($($name:ident),+ $(,)?) => {
+        super::rig::over_each_transport! { $($name),+ }
+        mod over_ascend {
+            $(#[test] fn $name() { super::$name(crate::TransportKind::Ascend); })+
+        }
+    };
+}
+pub(super) use over_each_transport_here;
+
 /// Settings with that transport and no other.
 pub fn over(kind: TransportKind, settings: EngineSettings) -> EngineSettings {
     EngineSettings {
         transports: vec![kind],
+        ascend: Some(super::fabric::shared()),
         ..settings
     }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use kvstored_core::{ErrorKind, Runtime};
 
 use super::rig::{
-    Rig, asking, contents, listening, over, over_each_transport, pattern, pause, shortly, soon,
+    Rig, asking, contents, listening, over, over_each_transport_here, pattern, pause, shortly, soon,
 };
 
 use crate::{EngineSettings, Rights, TransferEntry, TransferKind, TransportKind};
 
-over_each_transport! {
+over_each_transport_here! {
     all_sizes_go_both_ways,
     the_checksum_that_is_told_is_that_of_the_bytes,
     batches_of_odd_sizes_go_both_ways_over_any_number_of_streams,

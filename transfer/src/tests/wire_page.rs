@@ -53,6 +53,8 @@ fn headers_and_trailers() {
         Kind::Share,
         Kind::Ask,
         Kind::Rdma,
+        Kind::Attach,
+        Kind::Move,
     ];
     for (code, kind) in (1..).zip(kinds) {
         assert_eq!(Header::request(kind, 1, 0).encode()[4..6], [code, 0]);

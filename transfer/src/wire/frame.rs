@@ -7,6 +7,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::messages::{MAX_MESSAGE_BYTES, RANGE_BYTES, WANTED_BYTES};
+use super::moves::{MOST_ATTACH_BYTES, MOVES_HEAD_BYTES};
 use super::{MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, error_of, status_of};
 use crate::grant::GRANT_BYTES;
 
@@ -39,10 +40,14 @@ pub enum Kind {
     Ask,
     /// Connect an RDMA queue pair with the one that the body names. The answer's body names the other.
     Rdma,
+    /// Connect a plugged-in transport with the one that the body names ([`super::Attach`]). Answered out of turn.
+    Attach,
+    /// Move granted memory over it: body [`super::Moves`]. Answered out of turn, when it's done.
+    Move,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Read,
         Self::Write,
         Self::Notify,
@@ -52,6 +57,8 @@ impl Kind {
         Self::Share,
         Self::Ask,
         Self::Rdma,
+        Self::Attach,
+        Self::Move,
     ];
 
     const fn code(self) -> u8 {
@@ -65,7 +72,14 @@ impl Kind {
             Self::Share => 7,
             Self::Ask => 8,
             Self::Rdma => 9,
+            Self::Attach => 10,
+            Self::Move => 11,
         }
+    }
+
+    /// Whether its answer comes when it's done, whatever was asked before or after.
+    pub const fn is_late(self) -> bool {
+        matches!(self, Self::Attach | Self::Move)
     }
 
     fn from_code(code: u8) -> Option<Self> {
@@ -210,10 +224,14 @@ impl Header {
                     Kind::Ping | Kind::First | Kind::Share => body == 0,
                     Kind::Want => body == WANTED_BYTES,
                     Kind::Rdma => body == LINK_ADDRESS_BYTES,
+                    Kind::Attach => (1..=MOST_ATTACH_BYTES).contains(&body),
+                    Kind::Move => body >= MOVES_HEAD_BYTES,
                 },
                 (true, Some(_)) => body <= MAX_MESSAGE_BYTES,
                 (true, None) => match self.kind {
-                    Kind::Read | Kind::Write | Kind::Notify | Kind::Ping => body == 0,
+                    Kind::Read | Kind::Write | Kind::Notify | Kind::Ping | Kind::Attach | Kind::Move => {
+                        body == 0
+                    }
                     Kind::Want => body == GRANT_BYTES,
                     Kind::First => body == RANGE_BYTES,
                     Kind::Rdma => body == LINK_ADDRESS_BYTES,
@@ -343,7 +361,7 @@ mod tests {
             all
         })) {
             bytes[..4].copy_from_slice(b"KVTF");
-            bytes[4] = (bytes[4] % 11) | (bytes[4] & 0x80);
+            bytes[4] = (bytes[4] % 13) | (bytes[4] & 0x80);
             bytes[5] %= 20;
             bytes[6..8].fill(0);
             bytes[26..32].fill(0);

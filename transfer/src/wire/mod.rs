@@ -5,12 +5,14 @@ pub mod fields;
 mod frame;
 mod handshake;
 mod messages;
+mod moves;
 mod sharing;
 mod worth;
 
 pub use frame::{HEADER_BYTES, Header, Kind, TRAILER_BYTES, Trailer};
 pub use handshake::{HANDSHAKE_BYTES, HandshakeFrame, Hello, Proof, VERSION};
 pub use messages::{MAX_MESSAGE_BYTES, RANGE_BYTES, Range, WANTED_BYTES, Wanted};
+pub use moves::{Attach, MOST_MOVES, MoveEntry, Moves};
 pub use sharing::{Introduction, MOST_ASKED, Offer, Question, TICKET_BYTES, Welcome};
 pub use worth::{Worth, Worths};
 

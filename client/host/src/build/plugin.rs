@@ -1,8 +1,8 @@
-//! The tier `Plugin(name)` from its settings.
+//! The tier `Plugin(name)`, a plugged-in device and a plugged-in transport from their settings.
 
 use std::sync::Arc;
 
-use kvstored_core::{Error, ErrorKind, Result, Runtime};
+use kvstored_core::{Error, ErrorKind, Result, Runtime, TransportFactory};
 use kvstored_plugin_host::{PluginDevice, PluginDirectory, PluginSettings, PluginTier, Probe};
 
 use crate::config::PluginOptions;
@@ -31,6 +31,16 @@ pub(super) fn open_device(
 ) -> Result<Arc<PluginDevice>> {
     let settings = told(name, options, PluginSettings::default());
     directory(name, options)?.open_device(name, &settings, runtime)
+}
+
+/// What opens a plugin's transport when it's first needed.
+pub(super) fn transport_factory(name: &str, options: &PluginOptions, runtime: &Runtime) -> TransportFactory {
+    let (name, options, runtime) = (name.to_owned(), options.clone(), runtime.clone());
+    TransportFactory::new(move || {
+        let settings = told(&name, &options, PluginSettings::default());
+        let transport = directory(&name, &options)?.open_transport(&name, &settings, &runtime)?;
+        Ok(transport)
+    })
 }
 
 fn directory(name: &str, options: &PluginOptions) -> Result<PluginDirectory> {

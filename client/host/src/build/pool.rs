@@ -9,7 +9,8 @@ use kvstored_master::client::{ClientSettings as MasterSettings, ClientTls};
 use kvstored_pool::{ClientSettings, MasterDirectory, Membership, NodeSettings, PoolTier, TierSettings};
 use kvstored_transfer::{EngineSettings, Secret};
 
-use crate::config::PoolSettings;
+use super::plugin::transport_factory;
+use crate::config::{PluginOptions, PoolSettings};
 
 /// The longest token that is read.
 const MOST_TOKEN_BYTES: u64 = 4096;
@@ -18,7 +19,13 @@ const MOST_TOKEN_BYTES: u64 = 4096;
 ///
 /// Fails with `InvalidInput` for a token that can't be, and as reading certificates, listening and allocating the lent
 /// memory do.
-pub(super) fn open_pool(settings: &PoolSettings, runtime: &Runtime) -> Result<Arc<PoolTier>> {
+pub(super) fn open_pool(
+    settings: &PoolSettings,
+    plugins: Option<&PluginOptions>,
+    runtime: &Runtime,
+) -> Result<Arc<PoolTier>> {
+    let ascend = settings.ascend.as_deref().zip(plugins);
+    let ascend = ascend.map(|(name, options)| transport_factory(name, options, runtime));
     let token = settings.token_file.as_deref().map(read_token).transpose()?;
     let masters = MasterSettings {
         endpoints: settings.masters.clone(),
@@ -36,6 +43,7 @@ pub(super) fn open_pool(settings: &PoolSettings, runtime: &Runtime) -> Result<Ar
             token,
             tls: settings.tls.clone(),
             transports: settings.transports.clone(),
+            ascend,
             ..EngineSettings::default()
         },
         node: NodeSettings {

@@ -31,7 +31,7 @@ pub use file::{FileReport, Problem, Remark, Severity};
 pub use hbm::{HbmDevice, HbmOptions};
 pub use options::ServeOptions;
 pub use plugins::{DS3FS, PluginOptions};
-pub use pool::PoolSettings;
+pub use pool::{PluggedTransport, PoolSettings};
 pub use settings::{Origin, ServeSettings};
 pub use sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota};
 pub use values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};

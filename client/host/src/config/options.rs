@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::hbm::HbmDevice;
+use super::pool::PluggedTransport;
 use super::sizes::{ByteSize, Directories, Gibibytes, PluginSetting, Quota, plugin_setting_map, quota_map};
 use super::values::{HttpAddress, IoEngine, Listen, LogFormat, LogLevel, Policy, Word};
 use kvstored_core::Pipeline;
@@ -210,9 +211,14 @@ pub struct ServeOptions {
     #[arg(long, value_name = "N")]
     pub pool_replicas: Option<u32>,
 
-    /// Transports that are tried, in order: shm, rdma and tcp [default: whichever work, fastest first]
+    /// Transports that are tried, in order: shm, rdma, tcp and ascend [default: whichever work of the first three, fastest
+    /// first]
     #[arg(long, value_name = "NAME[,NAME]")]
     pub pool_transports: Option<String>,
+
+    /// What the transport ascend is: Plugin(NAME) for a plugged-in transport, e.g. Plugin(hixl)
+    #[arg(long, value_name = "TRANSPORT")]
+    pub pool_ascend: Option<Word<PluggedTransport>>,
 
     /// Where plugins lie: NAME.so for each, and SHA256SUMS with the sums of those that may be loaded. Only the user that
     /// runs the daemon, or root, may be able to write there
@@ -332,6 +338,7 @@ impl ServeOptions {
             pool_tls_authority: self.pool_tls_authority.or(below.pool_tls_authority),
             pool_replicas: self.pool_replicas.or(below.pool_replicas),
             pool_transports: self.pool_transports.or(below.pool_transports),
+            pool_ascend: self.pool_ascend.or(below.pool_ascend),
             plugin_directory: self.plugin_directory.or(below.plugin_directory),
             plugin_setting: merged_settings(self.plugin_setting, below.plugin_setting),
             plugin_timeout_ms: self.plugin_timeout_ms.or(below.plugin_timeout_ms),

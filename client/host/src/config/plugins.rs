@@ -47,13 +47,14 @@ impl PluginOptions {
                 (TierKind::Plugin(name), _) => Some(&**name),
                 (TierKind::Hbm, Some(HbmDevice::Plugin(name))) => Some(name.as_str()),
                 (TierKind::Ds3fs, _) => Some(DS3FS),
+                (TierKind::Pool, _) => options.pool_ascend.as_ref().map(|word| word.0.0.as_str()),
                 _ => None,
             })
             .collect();
         for setting in &options.plugin_setting {
             if !named.contains(&setting.plugin.as_str()) {
                 notes.push(format!(
-                    "plugin_setting {}.{} has no effect: neither pipeline {pipeline} nor hbm_device has a Plugin({})",
+                    "plugin_setting {}.{} has no effect: neither pipeline {pipeline} nor its hbm_device or pool_ascend has a Plugin({})",
                     setting.plugin, setting.key, setting.plugin
                 ));
             }

@@ -1,9 +1,11 @@
 //! The pool's settings: ours, and those of a mooncake.json.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use kvstored_core::Pipeline;
+use kvstored_core::pipeline::is_plugin_name;
 use kvstored_core::size::format_bytes;
 use kvstored_transfer::{TlsSettings, TransportKind};
 use serde::Deserialize;
@@ -12,6 +14,7 @@ use super::environment::Environment;
 use super::options::ServeOptions;
 use super::sizes::ByteSize;
 use super::validate::Check;
+use super::values::Meaning;
 
 /// The largest mooncake.json that is read.
 const MOST_FILE_BYTES: u64 = 1 << 20;
@@ -39,6 +42,28 @@ pub struct PoolSettings {
     pub transports: Vec<TransportKind>,
     /// How long copying what it lends to other nodes may take at the end, in milliseconds; 0 for not copying.
     pub drain_timeout_ms: u64,
+    /// The plugin that the transport `ascend` is.
+    pub ascend: Option<String>,
+}
+
+/// A plugged-in transport, by its plugin's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluggedTransport(pub String);
+
+impl fmt::Display for PluggedTransport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Plugin({})", self.0)
+    }
+}
+
+impl Meaning for PluggedTransport {
+    fn read(text: &str) -> Result<Self, String> {
+        text.strip_prefix("Plugin(")
+            .and_then(|rest| rest.strip_suffix(')'))
+            .filter(|name| is_plugin_name(name))
+            .map(|name| Self(name.to_owned()))
+            .ok_or_else(|| format!("transport \"{text}\" is unknown; it is Plugin(NAME), e.g. Plugin(hixl)"))
+    }
 }
 
 /// mooncake.json, as its deployments have it. Unknown keys are left alone.
@@ -130,6 +155,7 @@ impl PoolSettings {
             replicas,
             transports: Self::transports(options, &file, check, notes),
             drain_timeout_ms,
+            ascend: options.pool_ascend.as_ref().map(|word| word.0.0.clone()),
         })
     }
 
@@ -203,20 +229,27 @@ impl PoolSettings {
         };
         match text.as_str() {
             "auto" | "" => return Vec::new(),
+            // as in Mooncake, and with sockets behind it
+            "ascend" if options.pool_ascend.is_some() => {
+                return vec![TransportKind::Ascend, TransportKind::Tcp];
+            }
             "ascend" => {
-                notes.push(
-                    "protocol ascend can't be honoured on this machine; whichever transports work are used"
-                        .into(),
-                );
+                notes.push(format!(
+                    "{key} ascend can't be honoured without pool_ascend; whichever transports work are used"
+                ));
                 return Vec::new();
             }
             _ => {}
         }
         let parsed: Result<Vec<TransportKind>, _> = split(text).iter().map(|word| word.parse()).collect();
-        parsed.unwrap_or_else(|error: kvstored_core::Error| {
+        let transports = parsed.unwrap_or_else(|error: kvstored_core::Error| {
             check.wrong(key, text, error.message());
             Vec::new()
-        })
+        });
+        if transports.contains(&TransportKind::Ascend) && options.pool_ascend.is_none() {
+            check.wrong(key, text, "transport ascend needs pool_ascend");
+        }
+        transports
     }
 
     /// Says which settings have no effect because the pipeline has no pool.
@@ -229,6 +262,7 @@ impl PoolSettings {
             ("pool_replicas", options.pool_replicas.is_some()),
             ("pool_transports", options.pool_transports.is_some()),
             ("pool_drain_timeout_ms", options.pool_drain_timeout_ms.is_some()),
+            ("pool_ascend", options.pool_ascend.is_some()),
         ];
         for (key, _) in given.iter().filter(|(_, given)| *given) {
             notes.push(format!(
@@ -266,6 +300,13 @@ impl PoolSettings {
                 },
             ),
             ("pool_drain_timeout_ms", self.drain_timeout_ms.to_string()),
+            (
+                "pool_ascend",
+                self.ascend
+                    .as_ref()
+                    .map(|name| format!("Plugin({name})"))
+                    .unwrap_or_default(),
+            ),
         ]
     }
 }
@@ -313,6 +354,29 @@ mod tests {
             "{:?}",
             settings.notes
         );
+    }
+
+    #[test]
+    fn ascend_is_a_plugin_with_sockets_behind_it() {
+        let (_directory, path) = file(SEED);
+        let mut arguments = vec!["--pipeline", "Cache|Pool", "--mooncake-config", &path];
+        arguments.extend(["--pool-ascend", "Plugin(hixl)"]);
+        let problems = resolve_with(&arguments, "", &environment()).unwrap_err();
+        let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["plugin_directory"]);
+        arguments.extend(["--plugin-directory", "/opt/plugins"]);
+        arguments.extend(["--plugin-setting", "hixl.address=10.0.0.1"]);
+        let settings = resolve_with(&arguments, "", &environment()).unwrap();
+        assert_eq!(settings.notes, Vec::<String>::new());
+        assert_eq!(settings.plugins.unwrap().settings.len(), 1);
+        let pool = settings.pool.unwrap();
+        assert_eq!(pool.ascend.as_deref(), Some("hixl"));
+        let names: Vec<&str> = pool.transports.iter().map(|kind| kind.name()).collect();
+        assert_eq!(names, ["ascend", "tcp"]);
+        let without = ["--pipeline", "Cache|Pool", "--mooncake-config", &path];
+        let without = [&without[..], &["--pool-transports", "ascend,tcp"]].concat();
+        let problems = resolve_with(&without, "", &environment()).unwrap_err();
+        assert_eq!(problems[0].key, "pool_transports");
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The C interface, declared for Rust. `include/kvstored_plugin.h` says what everything means; a test compiles it and
 //! compares every size, offset and constant with these.
 
+mod transport;
+
 use std::ffi::{c_char, c_void};
+
+pub use transport::*;
 
 /// Major version in the upper 16 bits.
 pub const ABI_VERSION: u32 = 0x0001_0001;
@@ -357,6 +361,8 @@ pub struct Plugin {
     pub tier: *const Tier,
     /// Its device, if it has one. Since 1.1.
     pub device: *const Device,
+    /// Its transport, if it has one. Since 1.1.
+    pub transport: *const Transport,
 }
 
 /// Bytes of [`Plugin`] in version 1.0.

@@ -49,7 +49,7 @@ pub const fn device_vtable<D: Device>() -> abi::Device {
 }
 
 /// Runs a call; a failure and a panic become a status and this thread's message.
-fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> i32 {
+pub(crate) fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> i32 {
     let outcome = catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err(Failure::new(Kind::Internal, "the plugin panicked")));
     match outcome {
@@ -120,7 +120,7 @@ unsafe extern "C" fn close<D: Device>(device: *mut c_void) {
     });
 }
 
-unsafe extern "C" fn last_error(text: *mut c_char, capacity: u64) -> u64 {
+pub(crate) unsafe extern "C" fn last_error(text: *mut c_char, capacity: u64) -> u64 {
     let copied = LAST_ERROR.try_with(|last| {
         let last = last.borrow();
         let bytes = last.len().min(capacity as usize);

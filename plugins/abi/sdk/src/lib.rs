@@ -41,27 +41,33 @@ pub mod abi;
 mod device;
 mod export;
 mod export_device;
+mod export_transport;
 mod failure;
 mod host;
 mod operation;
 mod tier;
+mod transport;
 
 pub use device::{Copy, Device, DeviceStatistics, Direction};
 #[doc(hidden)]
 pub use export::vtable;
 #[doc(hidden)]
 pub use export_device::device_vtable;
+#[doc(hidden)]
+pub use export_transport::transport_vtable;
 pub use failure::{Failure, Kind};
 pub use host::{Host, Level, Log};
 pub use operation::{Action, Durability, Memory, Operation};
 pub use tier::{NamespaceInfo, Settings, Tier};
+pub use transport::{Completion, Move, MoveDirection, Transport};
 
 /// A block's whole name: namespace and hash.
 pub type Key = abi::Key;
 /// A tier's numbers; leave `struct_size` as it is.
 pub type Statistics = abi::Statistics;
 
-/// Exports a type that implements [`Tier`], or one that implements [`Device`], or both, as the plugin of this library.
+/// Exports a type that implements [`Tier`], one that implements [`Device`], both, or one that implements [`Transport`], as the
+/// plugin of this library.
 ///
 /// `name` is 1 to 64 of `a-z`, `0-9`, `-` and `_`, and the name of the file without `.so`.
 #[macro_export]
@@ -69,19 +75,27 @@ macro_rules! kvstored_plugin {
     { name: $name:literal, version: $version:expr, tier: $tier:ty $(,)? } => {
         $crate::kvstored_plugin! { @export $name, $version,
             { static TIER: $crate::abi::Tier = $crate::vtable::<$tier>(); &raw const TIER },
-            ::std::ptr::null() }
+            ::std::ptr::null(), ::std::ptr::null() }
+    };
+    { name: $name:literal, version: $version:expr, transport: $transport:ty $(,)? } => {
+        $crate::kvstored_plugin! { @export $name, $version,
+            ::std::ptr::null(), ::std::ptr::null(),
+            { static TRANSPORT: $crate::abi::Transport = $crate::transport_vtable::<$transport>();
+              &raw const TRANSPORT } }
     };
     { name: $name:literal, version: $version:expr, device: $device:ty $(,)? } => {
         $crate::kvstored_plugin! { @export $name, $version,
             ::std::ptr::null(),
-            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE } }
+            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE },
+            ::std::ptr::null() }
     };
     { name: $name:literal, version: $version:expr, tier: $tier:ty, device: $device:ty $(,)? } => {
         $crate::kvstored_plugin! { @export $name, $version,
             { static TIER: $crate::abi::Tier = $crate::vtable::<$tier>(); &raw const TIER },
-            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE } }
+            { static DEVICE: $crate::abi::Device = $crate::device_vtable::<$device>(); &raw const DEVICE },
+            ::std::ptr::null() }
     };
-    { @export $name:literal, $version:expr, $tier:expr, $device:expr } => {
+    { @export $name:literal, $version:expr, $tier:expr, $device:expr, $transport:expr } => {
         /// The function that kvstored looks for.
         ///
         /// # Safety
@@ -97,6 +111,7 @@ macro_rules! kvstored_plugin {
                 version: concat!($version, "\0").as_ptr().cast(),
                 tier: $tier,
                 device: $device,
+                transport: $transport,
             };
             if host_abi_version >> 16 == $crate::abi::ABI_VERSION >> 16 {
                 &raw const PLUGIN

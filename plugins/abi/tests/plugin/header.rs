@@ -60,10 +60,20 @@ structs! {
         destroy_event, record_event, wait_event, query_event, synchronize_event, export_memory, import_memory,
         close_import, statistics
     }
-    "kvstored_plugin" = abi::Plugin { struct_size, abi_version, name, version, tier, device }
+    "kvstored_move" = abi::Move { local, remote, bytes }
+    "kvstored_transport" = abi::Transport {
+        struct_size, reserved, open, close, last_error, address, register_memory, unregister_memory, connect,
+        disconnect, submit
+    }
+    "kvstored_plugin" = abi::Plugin { struct_size, abi_version, name, version, tier, device, transport }
 }
 
-const CONSTANTS: [(&str, u64); 34] = [
+const CONSTANTS: [(&str, u64); 39] = [
+    ("KVSTORED_FROM_PEER", abi::FROM_PEER as u64),
+    ("KVSTORED_TO_PEER", abi::TO_PEER as u64),
+    ("KVSTORED_EXPOSED_TO_NOBODY", abi::EXPOSED_TO_NOBODY as u64),
+    ("KVSTORED_EXPOSED_TO_PEERS", abi::EXPOSED_TO_PEERS as u64),
+    ("KVSTORED_MOST_ADDRESS_BYTES", abi::MOST_ADDRESS_BYTES as u64),
     ("KVSTORED_ABI_VERSION", abi::ABI_VERSION as u64),
     ("KVSTORED_OK", abi::OK as u64),
     ("KVSTORED_INVALID_INPUT", Kind::InvalidInput as u64),

@@ -12,7 +12,9 @@ use kvstored_core::checksum::Checksum;
 use kvstored_core::{
     Acquired, BlockHash, Durability, Engine, NamespaceInfo, Reserved, Result, Runtime, SlotGuard,
 };
-use kvstored_plugin_host::{PluginDevice, PluginDirectory, PluginSettings, PluginTier, Probe};
+use kvstored_plugin_host::{
+    PluginDevice, PluginDirectory, PluginSettings, PluginTier, PluginTransport, Probe,
+};
 
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -94,6 +96,11 @@ impl Directory {
     pub fn open_device(&self, name: &str, settings: &[(&str, &str)]) -> Result<Arc<PluginDevice>> {
         let (plugins, settings) = self.plugins(PATIENCE, settings);
         plugins.open_device(name, &settings, &Runtime::system())
+    }
+
+    pub fn open_transport(&self, name: &str, settings: &[(&str, &str)]) -> Result<Arc<PluginTransport>> {
+        let (plugins, settings) = self.plugins(PATIENCE, settings);
+        plugins.open_transport(name, &settings, &Runtime::system())
     }
 
     fn plugins(&self, timeout: Duration, settings: &[(&str, &str)]) -> (PluginDirectory, PluginSettings) {
