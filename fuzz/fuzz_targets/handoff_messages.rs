@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         };
         match &answer {
             Answer::Located(runs) => assert!(runs.len() <= MAX_LOCATED),
-            Answer::Granted { grants, .. } => assert!(grants.len() <= MAX_ITEMS),
+            Answer::Granted { rights, .. } => assert!(rights.len() <= MAX_ITEMS),
             // whether its numbers fit together
             Answer::Described(page) => drop(page.description.check()),
             _ => {}
