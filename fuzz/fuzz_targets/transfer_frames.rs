@@ -2,8 +2,9 @@
 #![no_main]
 
 use kvstored_transfer::wire::{
-    Attach, HANDSHAKE_BYTES, HEADER_BYTES, HandshakeFrame, Header, Introduction, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES,
-    MOST_MOVES, Moves, Offer, Question, Range, TRAILER_BYTES, Trailer, Wanted, Welcome, Worths,
+    Attach, HANDSHAKE_BYTES, HEADER_BYTES, HandshakeFrame, Header, Introduction, MAX_BODY_BYTES,
+    MAX_PAYLOAD_BYTES, MOST_MOVES, Moves, Offer, Question, Range, TRAILER_BYTES, Trailer, Wanted, Welcome,
+    Worths,
 };
 use libfuzzer_sys::fuzz_target;
 
