@@ -27,6 +27,32 @@ pub(super) struct Inbox {
     held: AtomicUsize,
 }
 
+/// Queues what is valid and fits. Returns how many were queued, and the others with how they end; they have to be completed
+/// without a lock.
+pub fn admit(
+    batch: Vec<IoRequest>,
+    closed: bool,
+    limit: usize,
+    queue: &mut VecDeque<IoRequest>,
+) -> (usize, Vec<(IoRequest, Result<()>)>) {
+    let before = queue.len();
+    let mut refused = Vec::new();
+    for request in batch {
+        let verdict = match request.address() {
+            _ if closed => Err(cancelled()),
+            Err(error) => Err(error),
+            Ok(_) if request.length == 0 => Ok(()),
+            Ok(_) if queue.len() >= limit => Err(busy()),
+            Ok(_) => {
+                queue.push_back(request);
+                continue;
+            }
+        };
+        refused.push((request, verdict));
+    }
+    (queue.len() - before, refused)
+}
+
 thread_local! {
     /// The inbox that this thread works for, if it's a thread of an engine.
     static SERVED: Cell<*const Inbox> = const { Cell::new(ptr::null()) };
@@ -43,27 +69,10 @@ impl Inbox {
 
     /// Queues what is valid and fits, completes the rest at once, and says how many were queued.
     pub(super) fn offer(&self, batch: Vec<IoRequest>) -> usize {
-        let mut refused: Vec<(IoRequest, Result<()>)> = Vec::new();
-        let mut accepted = 0;
         let mut waiting = self.waiting.lock();
-        for request in batch {
-            let verdict = if waiting.closed {
-                Err(cancelled())
-            } else {
-                match request.address() {
-                    Err(error) => Err(error),
-                    Ok(_) if request.length == 0 => Ok(()),
-                    Ok(_) if waiting.requests.len() >= self.limit => Err(busy()),
-                    Ok(_) => {
-                        self.held.fetch_add(1, Ordering::Relaxed);
-                        waiting.requests.push_back(request);
-                        accepted += 1;
-                        continue;
-                    }
-                }
-            };
-            refused.push((request, verdict));
-        }
+        let closed = waiting.closed;
+        let (accepted, refused) = admit(batch, closed, self.limit, &mut waiting.requests);
+        self.held.fetch_add(accepted, Ordering::Relaxed);
         drop(waiting);
         for (request, verdict) in refused {
             request.complete(verdict);

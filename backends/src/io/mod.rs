@@ -21,6 +21,7 @@ use std::sync::Arc;
 use kvstored_core::{Error, ErrorKind, Result, Runtime};
 
 pub use error::{Progress, Step, busy, cancelled};
+pub use inbox::admit;
 pub use request::{Direction, IoCompletion, IoRequest};
 pub use settings::{IoPreference, IoSettings};
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvstored_backends::io::{IoRequest, busy, cancelled};
+use kvstored_backends::io::{IoRequest, admit, cancelled};
 use kvstored_core::Result;
 use parking_lot::{Condvar, Mutex};
 
@@ -33,27 +33,10 @@ impl Queue {
 
     /// Queues what is valid and fits, and completes the rest at once.
     pub fn offer(&self, batch: Vec<IoRequest>) {
-        let mut refused: Vec<(IoRequest, Result<()>)> = Vec::new();
-        let mut accepted = 0;
         let mut waiting = self.waiting.lock();
-        for request in batch {
-            let verdict = if waiting.closed {
-                Err(cancelled())
-            } else {
-                match request.address() {
-                    Err(error) => Err(error),
-                    Ok(_) if request.length == 0 => Ok(()),
-                    Ok(_) if waiting.requests.len() >= self.limit => Err(busy()),
-                    Ok(_) => {
-                        self.held.fetch_add(1, Ordering::Relaxed);
-                        waiting.requests.push_back(request);
-                        accepted += 1;
-                        continue;
-                    }
-                }
-            };
-            refused.push((request, verdict));
-        }
+        let closed = waiting.closed;
+        let (accepted, refused) = admit(batch, closed, self.limit, &mut waiting.requests);
+        self.held.fetch_add(accepted, Ordering::Relaxed);
         drop(waiting);
         match accepted {
             0 => {}
