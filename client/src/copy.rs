@@ -8,6 +8,7 @@ use std::time::Instant;
 use kvstored_core::checksum::Checksum;
 use kvstored_core::device::{CopyBatch, DeviceAddress, Direction};
 use kvstored_core::error::{Error, Result};
+use kvstored_core::layout::Shard;
 use kvstored_core::memory::Arena;
 use kvstored_core::tier::NamespaceInfo;
 
@@ -22,7 +23,8 @@ pub struct TensorAddress {
     pub bytes: u32,
 }
 
-/// The engine memory of a task, checked against the layout: for each block, each shard of a range, each tensor.
+/// The engine memory of a task, checked against the layout: for each block, each shard of a range, each tensor, in one
+/// piece or in several that follow one another in the block.
 pub(crate) struct CopyPlan {
     info: Arc<NamespaceInfo>,
     shards: Range<usize>,
@@ -58,25 +60,11 @@ impl CopyPlan {
                     shards.start, shards.end
                 ))
             })?;
-        let mut starts = vec![0];
-        let mut expected = Vec::new();
-        for shard in chosen {
-            expected.extend_from_slice(&shard.tensor_bytes);
-            starts.push(expected.len());
-        }
-        let wanted = blocks * expected.len();
-        if tensors.len() != wanted {
-            return Err(Error::invalid(format!(
-                "{} tensors were given; {blocks} blocks of {} tensors in {} shards take {wanted}",
-                tensors.len(),
-                expected.len(),
-                chosen.len()
-            )));
-        }
+        let (starts, expected) = pieces(chosen, blocks, &tensors)?;
         for (index, (tensor, bytes)) in tensors.iter().zip(expected.iter().cycle()).enumerate() {
             if tensor.bytes != *bytes || tensor.address == 0 {
                 return Err(Error::invalid(format!(
-                    "tensor {index} (block {}, tensor {} of the block) has {} bytes at {:#x}; the layout says {bytes}",
+                    "tensor {index} (block {}, tensor {} of the block) has {} bytes at {:#x}; {bytes} are expected",
                     index / expected.len(),
                     index % expected.len(),
                     tensor.bytes,
@@ -237,4 +225,56 @@ impl CopyPlan {
             .and_then(|offset| offset.checked_add(image));
         Ok((offset.ok_or_else(outside)?, tensors))
     }
+}
+
+/// Where each shard begins among a block's pieces, and the pieces' bytes: the first block's, which cover every tensor
+/// without a gap, or the layout's. Fails with `InvalidInput`.
+fn pieces(chosen: &[Shard], blocks: usize, tensors: &[TensorAddress]) -> Result<(Vec<usize>, Vec<u32>)> {
+    let layout: Vec<u32> = chosen
+        .iter()
+        .flat_map(|shard| shard.tensor_bytes.iter().copied())
+        .collect();
+    let count = layout.len();
+    let wrong_number = || {
+        Error::invalid(format!(
+            "{} tensors were given; {blocks} blocks of {count} tensors in {} shards take {}",
+            tensors.len(),
+            chosen.len(),
+            blocks.saturating_mul(count)
+        ))
+    };
+    let per_block = match blocks {
+        0 if tensors.is_empty() => count,
+        0 => return Err(wrong_number()),
+        _ => tensors.len() / blocks,
+    };
+    if per_block < count || per_block.saturating_mul(blocks) != tensors.len() {
+        return Err(wrong_number());
+    }
+    let mut sizes: Vec<u32> = tensors.iter().take(per_block).map(|piece| piece.bytes).collect();
+    if per_block == count {
+        // one piece each: what is wrong shows tensor by tensor
+        sizes = layout;
+    }
+    let mut starts = vec![0];
+    let mut next = 0;
+    for (index, shard) in chosen.iter().enumerate() {
+        for tensor in &shard.tensor_bytes {
+            let mut left = *tensor;
+            while left > 0 {
+                let piece = sizes.get(next).copied().unwrap_or_default();
+                left = left.checked_sub(piece).filter(|_| piece > 0).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "piece {next} of a block has {piece} bytes; a tensor of shard {index} has {left} of its {tensor} left"
+                    ))
+                })?;
+                next += 1;
+            }
+        }
+        starts.push(next);
+    }
+    if next != sizes.len() {
+        return Err(wrong_number());
+    }
+    Ok((starts, sizes))
 }

@@ -150,6 +150,11 @@ impl DeviceHandle {
         Self(EngineDevice::new(device, runtime))
     }
 
+    /// Whether copies were given up that may still be under way: the device is given nothing any more.
+    pub fn is_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Acquire)
+    }
+
     pub(crate) fn place(&self, after: Option<RawEvent>) -> Place {
         Place::Device(self.0.clone(), after)
     }

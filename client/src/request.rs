@@ -39,7 +39,7 @@ pub struct LoadRequest {
     pub hashes: Vec<BlockHash>,
     /// Which shards of each block, by index in the layout.
     pub shards: Range<usize>,
-    /// Where to: for each block, each shard of the range, each tensor of the shard.
+    /// Where to: for each block, each shard of the range, each tensor of the shard, in one piece or several in a row.
     pub tensors: Vec<TensorAddress>,
     /// Which bytes first.
     pub order: LoadOrder,
@@ -54,7 +54,7 @@ pub struct DumpRequest {
     pub hashes: Vec<BlockHash>,
     /// The block before the run, if known.
     pub parent: Option<BlockHash>,
-    /// Where from: for each block, each shard, each tensor of the shard.
+    /// Where from: for each block, each shard, each tensor of the shard, in one piece or several in a row.
     pub tensors: Vec<TensorAddress>,
     /// When a block counts as dumped.
     pub durability: Durability,

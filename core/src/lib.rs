@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod eviction;
 pub mod identity;
+pub mod image;
 pub mod index;
 pub mod layout;
 pub mod memory;
@@ -27,9 +28,12 @@ pub use envelope::Envelope;
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventKind, EventSink, Events};
 pub use identity::{Identity, ParallelShape};
+pub use image::ImageWriter;
 pub use layout::{Layout, PAGE_BYTES, Shard};
 pub use memory::{Arena, SlotGuard};
 pub use pipeline::{Pipeline, TierKind};
 pub use runtime::Runtime;
-pub use tier::{Action, Durability, MemoryTier, NamespaceInfo, Operation, Tier, TierStatistics};
+pub use tier::{
+    Action, Durability, MemoryTier, NamespaceInfo, Operation, Tier, TierStatistics, TransportStatistics,
+};
 pub use transport::{MemoryTransport, TransportFactory};

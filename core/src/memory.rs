@@ -13,6 +13,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::layout::PAGE_BYTES;
@@ -24,6 +26,15 @@ pub struct Arena {
     id: u64,
     file: Option<Arc<OwnedFd>>,
     mapping: Box<dyn Any + Send + Sync>,
+    extent: Mutex<Extent>,
+}
+
+/// How much of an arena is in use at most, from its start.
+struct Extent {
+    /// Bytes that may have memory behind them, whether or not slots lie there.
+    claimed: usize,
+    /// Bytes that aren't given up.
+    kept: usize,
 }
 
 /// The number of the next arena.
@@ -51,6 +62,10 @@ impl Arena {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             file: None,
             mapping,
+            extent: Mutex::new(Extent {
+                claimed: 0,
+                kept: length,
+            }),
         }
     }
 
@@ -108,6 +123,26 @@ impl Arena {
         self.length
     }
 
+    /// Says that memory is put behind the bytes from the start to `end`, by somebody who pins or allocates it. Returns
+    /// how many there are: fewer where the owner has given the rest up, in which nothing will ever lie.
+    pub fn claim(&self, end: usize) -> usize {
+        let mut extent = self.extent.lock();
+        let end = end.min(extent.kept);
+        extent.claimed = extent.claimed.max(end);
+        end
+    }
+
+    /// Gives up the bytes from `start` on, for good: their owner never touches them. Returns false, and nothing is given
+    /// up, where some of them were claimed.
+    pub fn give_up(&self, start: usize) -> bool {
+        let mut extent = self.extent.lock();
+        if extent.claimed > start {
+            return false;
+        }
+        extent.kept = extent.kept.min(start);
+        true
+    }
+
     /// The first byte; for registering the arena with the kernel or a device.
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()
@@ -138,6 +173,14 @@ impl Arena {
         let destination = self.address(offset, source.len())?;
         // SAFETY: as in `read`.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), destination, source.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes into the arena and continues the checksum over them.
+    pub fn write_summed(&self, offset: usize, source: &[u8], checksum: &mut Checksum) -> Result<()> {
+        let destination = self.address(offset, source.len())?;
+        // SAFETY: as in `read`; nobody writes to a slice that is lent.
+        unsafe { checksum.copy_raw(destination, source.as_ptr(), source.len()) };
         Ok(())
     }
 
@@ -288,5 +331,23 @@ impl fmt::Debug for SlotGuard {
             .field("offset", &self.pin.offset)
             .field("length", &self.pin.length)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_claimed_is_not_given_up_and_what_was_given_up_is_not_claimed() {
+        let arena = Arena::heap(16 * PAGE_BYTES).unwrap();
+        assert_eq!(arena.claim(4 * PAGE_BYTES), 4 * PAGE_BYTES);
+        assert!(!arena.give_up(3 * PAGE_BYTES));
+        assert!(arena.give_up(12 * PAGE_BYTES) && arena.give_up(8 * PAGE_BYTES));
+        assert_eq!(arena.claim(arena.length()), 8 * PAGE_BYTES);
+        assert!(!arena.give_up(7 * PAGE_BYTES));
+        // what was given up stays so
+        assert!(arena.give_up(arena.length()));
+        assert_eq!(arena.claim(arena.length()), 8 * PAGE_BYTES);
     }
 }

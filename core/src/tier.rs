@@ -182,10 +182,28 @@ pub struct TierStatistics {
     pub device_calls: u64,
     /// Copies in those calls.
     pub device_copies: u64,
+    /// What went between this node and others, by transport and by who asked; empty for a tier of one node.
+    pub transports: Vec<TransportStatistics>,
     /// Whether the tier works; a degraded tier answers misses and heals by itself.
     pub degraded: bool,
     /// Why it's degraded.
     pub degraded_reason: String,
+}
+
+/// What a tier moved between this node and others over one transport. Counts only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransportStatistics {
+    /// The transport's name, e.g. `tcp`.
+    pub transport: String,
+    /// Whether another node asked, rather than this one.
+    pub served: bool,
+    /// Bytes that whoever asked read.
+    pub read_bytes: u64,
+    /// Bytes that whoever asked wrote.
+    pub written_bytes: u64,
+    /// Operations that failed, refused ones among them.
+    pub failures: u64,
 }
 
 /// One level of the pipeline.

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from kvstored._native import Events, Task, TaskReport, __version__
+from kvstored._native import DeviceEvent, Events, Task, TaskReport, __version__
+from kvstored.device import Device
 from kvstored.errors import (
     AlreadyExists,
     Busy,
@@ -39,6 +40,8 @@ __all__ = [
     "Store",
     "Namespace",
     "DumpSession",
+    "Device",
+    "DeviceEvent",
     "Identity",
     "Layout",
     "Task",

@@ -1,6 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,9 @@ class Namespace:
         shard_major: bool,
         timeout_ms: int | None,
         tensors: Any,
+        pieces: Sequence[int] | None,
+        device: Device | None,
+        after: DeviceEvent | int | None,
     ) -> Task: ...
     def dump(
         self,
@@ -66,6 +69,9 @@ class Namespace:
         durability: str,
         timeout_ms: int | None,
         tensors: Any,
+        pieces: Sequence[int] | None,
+        device: Device | None,
+        after: DeviceEvent | int | None,
     ) -> Task: ...
     def begin_dump(
         self, hashes: _Hashes, parent: bytes | None, durability: str, timeout_ms: int | None
@@ -74,8 +80,36 @@ class Namespace:
 class DumpSession:
     @property
     def task(self) -> Task: ...
-    def put_shard(self, shard: int, addresses: _Addresses, tensors: Any = None) -> Task: ...
+    def put_shard(
+        self,
+        shard: int,
+        addresses: _Addresses,
+        tensors: Any,
+        pieces: Sequence[int] | None,
+        device: Device | None,
+        after: DeviceEvent | int | None,
+    ) -> Task: ...
     def abort(self) -> None: ...
+
+class Device:
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_lost(self) -> bool: ...
+    @property
+    def counts(self) -> tuple[int, int, int]: ...
+    @staticmethod
+    def open(plugin: str, directory: str | None, settings: Sequence[tuple[str, str]], timeout_ms: int) -> Device: ...
+    def record(self, stream: int) -> DeviceEvent: ...
+
+class DeviceEvent:
+    """A point of a stream of a device; made by `kvstored.Device.record`."""
+
+    @property
+    def handle(self) -> int:
+        """The event in the device's runtime."""
+    def is_reached(self) -> bool:
+        """Whether the device has come to it."""
 
 class Events:
     """Events without a gap, oldest first: one in each of `kinds`, `tiers`, `namespace_indices` and `hashes`."""
@@ -154,6 +188,18 @@ def check_configuration(text: str) -> str: ...
 
 _Numbers = Sequence[int] | npt.NDArray[np.uint64]
 
+class _Plugged(Protocol):
+    """What the transport `ascend` is; see `kvstored.mooncake.plugged`."""
+
+    @property
+    def plugin(self) -> str: ...
+    @property
+    def directory(self) -> str | None: ...
+    @property
+    def settings(self) -> Mapping[str, str]: ...
+    @property
+    def timeout_ms(self) -> int | None: ...
+
 class TransferEngine:
     @property
     def address(self) -> str: ...
@@ -167,6 +213,7 @@ class TransferEngine:
         certificate: str | None,
         key: str | None,
         authority: str | None,
+        ascend: _Plugged | None = None,
     ) -> TransferEngine: ...
     def register(self, address: int, length: int) -> None: ...
     def unregister(self, address: int, timeout: float) -> None: ...
@@ -205,6 +252,7 @@ class PoolStore:
         buffer_bytes: int,
         tenant: str,
         timeout: float,
+        ascend: _Plugged | None = None,
     ) -> PoolStore: ...
     def register(self, address: int, length: int) -> None: ...
     def unregister(self, address: int, timeout: float) -> None: ...
@@ -227,6 +275,7 @@ class PoolStore:
     def remove(self, keys: list[str], force: bool) -> list[int]: ...
     def remove_all(self, force: bool) -> int: ...
     def is_healthy(self) -> bool: ...
+    def counters(self) -> str: ...
     def close(self) -> None: ...
 
 _Blocks = Sequence[int] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
@@ -253,12 +302,13 @@ class Handoff:
         authority: str | PathLike[str] | None,
         verify: bool = True,
         pull_threads: int = 4,
+        ascend: _Plugged | None = None,
     ) -> Handoff:
         """One that serves consumers and can pull.
 
         `listen` is `host:port`, port 0 for a free one; addresses that aren't loopback need a token and certificates.
-        `transports` are of shm, rdma, tcp, in the order in which they're tried; none for all. With `verify`, checksums
-        of what is pulled are compared with the producer's.
+        `transports` are of shm, rdma, tcp, in the order in which they're tried; none for all of these. ascend is what
+        `ascend` says. With `verify`, checksums of what is pulled are compared with the producer's.
         """
     def describe(
         self,
@@ -326,7 +376,8 @@ class Handoff:
     def statistics(self) -> dict[str, int | float]:
         """What happened so far, by name.
 
-        Bytes: `pulled_bytes_tcp`, `pulled_bytes_shm`, `pulled_bytes_rdma`, `served_bytes_tcp`. Pulls by how they ended:
+        Bytes: `pulled_bytes_tcp`, `pulled_bytes_shm`, `pulled_bytes_rdma`, `pulled_bytes_ascend`, `served_bytes_tcp`,
+        `served_bytes_ascend`. Pulls by how they ended:
         `pulls_ok`, `pulls_gone`, `pulls_mismatched`, `pulls_timed_out`, `pulls_cancelled`, `pulls_unavailable`,
         `pulls_corrupt`, `pulls_failed_otherwise`. Holds by how they ended: `holds_taken`, `holds_expired`,
         `holds_dropped`. Words to producers that weren't delivered: `undelivered_endings`. At this moment:

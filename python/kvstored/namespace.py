@@ -12,7 +12,8 @@ from kvstored.identity import Identity, Layout
 from kvstored.tensors import addresses_of, shard_sizes
 
 if TYPE_CHECKING:
-    from kvstored._native import Task
+    from kvstored._native import DeviceEvent, Task
+    from kvstored.device import Device
 
 Hashes = Sequence[bytes] | np.ndarray
 """Block hashes: ``bytes`` of 16 to 32 each, or a C-contiguous ``uint8`` array of blocks and bytes."""
@@ -32,7 +33,10 @@ class Namespace:
 
     Addresses are a C-contiguous ``uint64`` array: for each block, each shard, each tensor. The caller promises that
     each is that of as many bytes as the layout says, and that until the task has ended these bytes stay valid, that
-    nobody writes those being dumped, and that nobody reads or writes those being loaded.
+    nobody writes those being dumped, and that nobody reads or writes those being loaded. A tensor may lie in several
+    pieces that follow one another in the block: ``pieces`` are the bytes of a block's pieces in order, and there is an
+    address for each. With a ``device``, addresses are on it, and copies begin ``after`` an event: of
+    :meth:`kvstored.Device.record`, or of the engine by its handle, which the caller keeps until the task has ended.
     """
 
     def __init__(self, native: _native.Namespace, identity: Identity, layout: Layout) -> None:
@@ -79,6 +83,9 @@ class Namespace:
         shards: tuple[int, int] | None = None,
         shard_major: bool = False,
         timeout_ms: int | None = None,
+        pieces: Sequence[int] | None = None,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
     ) -> Task:
         """Begin to fill memory from the store.
 
@@ -86,7 +93,8 @@ class Namespace:
         shards of all blocks before the next, see :meth:`Task.wait_shard`. What isn't found is in the report, not an
         error.
         """
-        return self._native.load(hashes, addresses, shards, shard_major, timeout_ms, None)
+        native = None if device is None else device._native
+        return self._native.load(hashes, addresses, shards, shard_major, timeout_ms, None, pieces, native, after)
 
     def dump(
         self,
@@ -96,9 +104,13 @@ class Namespace:
         parent: bytes | None = None,
         durability: Durability = "memory",
         timeout_ms: int | None = None,
+        pieces: Sequence[int] | None = None,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
     ) -> Task:
         """Begin to store whole blocks from memory. ``parent`` is the hash of the block before the run, if known."""
-        return self._native.dump(hashes, addresses, parent, durability, timeout_ms, None)
+        native = None if device is None else device._native
+        return self._native.dump(hashes, addresses, parent, durability, timeout_ms, None, pieces, native, after)
 
     def load_tensors(
         self,
@@ -108,15 +120,19 @@ class Namespace:
         shards: tuple[int, int] | None = None,
         shard_major: bool = False,
         timeout_ms: int | None = None,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
     ) -> Task:
         """Begin to fill tensors from the store: :meth:`load`, with memory that is checked and kept alive.
 
         ``tensors`` has a sequence per block: shards in order, tensors in order, flattened. Each is a torch tensor in
-        host memory, a numpy array or a writable buffer, contiguous and as large as the layout says.
+        host memory, or on the device where one is given, a numpy array or a writable buffer, contiguous and as large as
+        the layout says.
         """
         sizes = shard_sizes(self.layout.shards, shards)
-        addresses, kept = addresses_of(tensors, sizes, writable=True)
-        return self._native.load(hashes, addresses, shards, shard_major, timeout_ms, kept)
+        addresses, kept = addresses_of(tensors, sizes, writable=True, device=device)
+        native = None if device is None else device._native
+        return self._native.load(hashes, addresses, shards, shard_major, timeout_ms, kept, None, native, after)
 
     def dump_tensors(
         self,
@@ -126,13 +142,17 @@ class Namespace:
         parent: bytes | None = None,
         durability: Durability = "memory",
         timeout_ms: int | None = None,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
     ) -> Task:
         """Begin to store whole blocks from tensors: :meth:`dump`, with memory that is checked and kept alive.
 
         ``tensors`` is as for :meth:`load_tensors`; read-only ones will do.
         """
-        addresses, kept = addresses_of(tensors, shard_sizes(self.layout.shards, None), writable=False)
-        return self._native.dump(hashes, addresses, parent, durability, timeout_ms, kept)
+        sizes = shard_sizes(self.layout.shards, None)
+        addresses, kept = addresses_of(tensors, sizes, writable=False, device=device)
+        native = None if device is None else device._native
+        return self._native.dump(hashes, addresses, parent, durability, timeout_ms, kept, None, native, after)
 
     def begin_dump(
         self,
@@ -163,19 +183,36 @@ class DumpSession:
         self._layout = layout
         self.task: Task = native.task
 
-    def put_shard(self, shard: int, addresses: np.ndarray) -> Task:
+    def put_shard(
+        self,
+        shard: int,
+        addresses: np.ndarray,
+        *,
+        pieces: Sequence[int] | None = None,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
+    ) -> Task:
         """Begin to copy one shard of all blocks.
 
-        ``addresses`` has blocks times tensors of that shard; the memory must stay as it is until the returned task has
-        ended. The session holds that task too, so nobody else has to.
+        ``addresses`` has blocks times tensors (or their pieces) of that shard; the memory must stay as it is until the
+        returned task has ended. The session holds that task too, so nobody else has to.
         """
-        return self._native.put_shard(shard, addresses)
+        native = None if device is None else device._native
+        return self._native.put_shard(shard, addresses, None, pieces, native, after)
 
-    def put_shard_tensors(self, shard: int, tensors: Sequence[Sequence[Any]]) -> Task:
+    def put_shard_tensors(
+        self,
+        shard: int,
+        tensors: Sequence[Sequence[Any]],
+        *,
+        device: Device | None = None,
+        after: DeviceEvent | int | None = None,
+    ) -> Task:
         """Begin to copy one shard of all blocks: :meth:`put_shard`, with memory that is checked and kept alive."""
         sizes = shard_sizes(self._layout.shards, (shard, shard + 1))
-        addresses, kept = addresses_of(tensors, sizes, writable=False)
-        return self._native.put_shard(shard, addresses, kept)
+        addresses, kept = addresses_of(tensors, sizes, writable=False, device=device)
+        native = None if device is None else device._native
+        return self._native.put_shard(shard, addresses, kept, None, native, after)
 
     def abort(self) -> None:
         """Give up every block that isn't whole yet."""

@@ -12,9 +12,10 @@ use numpy::PyReadonlyArrayDyn;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
+use crate::device::Place;
 use crate::failure::{Failure, Outcome};
 
-/// Addresses in the order of the request: for each block, each shard, each tensor.
+/// Addresses in the order of the request: for each block, each shard, each tensor, each of its pieces.
 pub struct Addresses(Vec<u64>);
 
 impl FromPyObject<'_, '_> for Addresses {
@@ -32,21 +33,20 @@ impl FromPyObject<'_, '_> for Addresses {
 }
 
 impl Addresses {
-    /// The memory of some blocks' shards, sizes taken from the layout. Fails with `InvalidInput`, naming block and tensor,
-    /// for a wrong number of addresses and for one where no memory can be.
+    /// The memory of some blocks' shards, in pieces of those bytes, or a piece for each tensor of the layout. Fails with
+    /// `InvalidInput`, naming block and tensor, for a wrong number of addresses and for one where no memory can be.
     pub fn tensors(
         self,
         layout: &Layout,
         blocks: usize,
         shards: std::ops::Range<usize>,
+        pieces: Option<Vec<u32>>,
     ) -> Result<Vec<TensorAddress>> {
-        let sizes: Vec<u32> = layout
-            .shards()
-            .get(shards.clone())
-            .unwrap_or_default()
-            .iter()
-            .flat_map(|shard| shard.tensor_bytes.iter().copied())
-            .collect();
+        let sizes = pieces.unwrap_or_else(|| {
+            let chosen = layout.shards().get(shards.clone()).unwrap_or_default();
+            let tensors = chosen.iter().flat_map(|shard| shard.tensor_bytes.iter());
+            tensors.copied().collect()
+        });
         let wanted = blocks.saturating_mul(sizes.len());
         if self.0.len() != wanted {
             return Err(Error::invalid(format!(
@@ -76,20 +76,50 @@ impl Addresses {
     }
 }
 
-/// Begins a load.
-pub fn load(client: &Client, namespace: &NamespaceHandle, request: LoadRequest) -> Result<Task> {
-    // SAFETY: the caller in Python vouches for the memory until the task's end; a task dropped before waits for that.
-    unsafe { client.load(namespace, request) }
+/// Begins a load, into memory of this process or on a device.
+pub fn load(
+    client: &Client,
+    namespace: &NamespaceHandle,
+    request: LoadRequest,
+    place: Option<&Place>,
+) -> Result<Task> {
+    // SAFETY: the caller in Python vouches for memory and event until the task's end; a task dropped before waits for that.
+    unsafe {
+        match place {
+            None => client.load(namespace, request),
+            Some(place) => client.load_to_device(namespace, request, &place.device, place.after),
+        }
+    }
 }
 
-/// Begins a dump.
-pub fn dump(client: &Client, namespace: &NamespaceHandle, request: DumpRequest) -> Result<Task> {
-    // SAFETY: the caller in Python vouches for the memory until the task's end; a task dropped before waits for that.
-    unsafe { client.dump(namespace, request) }
+/// Begins a dump, from memory of this process or on a device.
+pub fn dump(
+    client: &Client,
+    namespace: &NamespaceHandle,
+    request: DumpRequest,
+    place: Option<&Place>,
+) -> Result<Task> {
+    // SAFETY: the caller in Python vouches for memory and event until the task's end; a task dropped before waits for that.
+    unsafe {
+        match place {
+            None => client.dump(namespace, request),
+            Some(place) => client.dump_from_device(namespace, request, &place.device, place.after),
+        }
+    }
 }
 
-/// Begins to copy one shard of a layerwise dump.
-pub fn put_shard(session: &DumpSession, shard: usize, tensors: Vec<TensorAddress>) -> Result<Task> {
-    // SAFETY: the caller in Python vouches for the memory until the task's end; a task dropped before waits for that.
-    unsafe { session.put_shard(shard, tensors) }
+/// Begins to copy one shard of a layerwise dump, from memory of this process or on a device.
+pub fn put_shard(
+    session: &DumpSession,
+    shard: usize,
+    tensors: Vec<TensorAddress>,
+    place: Option<&Place>,
+) -> Result<Task> {
+    // SAFETY: the caller in Python vouches for memory and event until the task's end; a task dropped before waits for that.
+    unsafe {
+        match place {
+            None => session.put_shard(shard, tensors),
+            Some(place) => session.put_shard_from_device(shard, tensors, &place.device, place.after),
+        }
+    }
 }

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use pyo3::prelude::*;
 
 use crate::addresses::{self, Addresses};
+use crate::device::{After, Device, Place};
 use crate::failure::{Outcome, detached};
 use crate::store::OpenStore;
 use crate::task::{Needed, Running, Task};
@@ -59,28 +60,35 @@ impl DumpSession {
 #[pymethods]
 impl DumpSession {
     /// Begins to copy one shard of all blocks. `tensors` lives until that shard's task has ended.
-    #[pyo3(signature = (shard, addresses, tensors = None))]
+    #[pyo3(signature = (shard, addresses, tensors, pieces, device, after))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     fn put_shard(
         &self,
         py: Python<'_>,
         shard: usize,
         addresses: Addresses,
         tensors: Option<Py<PyAny>>,
+        pieces: Option<Vec<u32>>,
+        device: Option<Py<Device>>,
+        after: Option<After>,
     ) -> Outcome<Task> {
+        let place = Place::of(device.as_ref().map(Py::get), after)?;
         let task = detached(py, || {
             self.store.home.check()?;
             let layout = &self.namespace.info().layout;
             layout.shard(shard)?;
-            let tensors = addresses.tensors(layout, self.blocks, shard..shard + 1)?;
+            let tensors = addresses.tensors(layout, self.blocks, shard..shard + 1, pieces)?;
             let session = self.session.read();
             let aborted = || Error::new(ErrorKind::Cancelled, "the dump was aborted");
-            addresses::put_shard(session.as_ref().ok_or_else(aborted)?, shard, tensors)
+            let session = session.as_ref().ok_or_else(aborted)?;
+            addresses::put_shard(session, shard, tensors, place.as_ref())
         })?;
         let deadline = self.store.runtime.deadline(self.store.timeout);
         self.task.get().extend(deadline);
         let needed = Needed {
             store: self.store.clone(),
             tensors,
+            event: place.and_then(|place| place.event),
         };
         let running = Running::new(task, deadline, needed);
         self.keep(running.clone());

@@ -6,6 +6,7 @@
 mod addresses;
 mod arguments;
 mod configuration;
+mod device;
 mod dump_session;
 mod embedded;
 mod engine_settings;
@@ -28,6 +29,8 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<store::Store>()?;
     module.add_class::<namespace::Namespace>()?;
     module.add_class::<dump_session::DumpSession>()?;
+    module.add_class::<device::Device>()?;
+    module.add_class::<device::DeviceEvent>()?;
     module.add_class::<events::Events>()?;
     module.add_class::<task::Task>()?;
     module.add_class::<task_report::TaskReport>()?;

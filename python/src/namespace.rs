@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::addresses::{self, Addresses};
 use crate::arguments;
+use crate::device::{After, Device, Place};
 use crate::dump_session::DumpSession;
 use crate::failure::{Outcome, detached};
 use crate::hashes::Hashes;
@@ -33,11 +34,13 @@ impl Namespace {
         blocks: usize,
         timeout_ms: Option<u64>,
         tensors: Option<Py<PyAny>>,
+        place: Option<Place>,
     ) -> Task {
         let timeout = arguments::milliseconds(timeout_ms).unwrap_or(self.store.timeout);
         let needed = Needed {
             store: self.store.clone(),
             tensors,
+            event: place.and_then(|place| place.event),
         };
         let deadline = self.store.runtime.deadline(timeout);
         Task::new(blocks, Running::new(task, deadline, needed))
@@ -88,7 +91,7 @@ impl Namespace {
     }
 
     /// Begins to fill memory from the store. `tensors` lives until the task has ended.
-    #[pyo3(signature = (hashes, addresses, shards, shard_major, timeout_ms, tensors))]
+    #[pyo3(signature = (hashes, addresses, shards, shard_major, timeout_ms, tensors, pieces, device, after))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn load(
         &self,
@@ -99,13 +102,17 @@ impl Namespace {
         shard_major: bool,
         timeout_ms: Option<u64>,
         tensors: Option<Py<PyAny>>,
+        pieces: Option<Vec<u32>>,
+        device: Option<Py<Device>>,
+        after: Option<After>,
     ) -> Outcome<Task> {
         let layout = &self.handle.info().layout;
         let shards = arguments::shards(shards, layout.shards().len())?;
         let blocks = hashes.0.len();
+        let place = Place::of(device.as_ref().map(Py::get), after)?;
         let task = detached(py, || {
             let request = LoadRequest {
-                tensors: addresses.tensors(layout, blocks, shards.clone())?,
+                tensors: addresses.tensors(layout, blocks, shards.clone(), pieces)?,
                 hashes: hashes.0,
                 shards,
                 order: if shard_major {
@@ -115,13 +122,13 @@ impl Namespace {
                 },
                 timeout: arguments::milliseconds(timeout_ms),
             };
-            addresses::load(&*self.store.client()?, &self.handle, request)
+            addresses::load(&*self.store.client()?, &self.handle, request, place.as_ref())
         })?;
-        Ok(self.started(task, blocks, timeout_ms, tensors))
+        Ok(self.started(task, blocks, timeout_ms, tensors, place))
     }
 
     /// Begins to store blocks from memory. `tensors` lives until the task has ended.
-    #[pyo3(signature = (hashes, addresses, parent, durability, timeout_ms, tensors))]
+    #[pyo3(signature = (hashes, addresses, parent, durability, timeout_ms, tensors, pieces, device, after))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn dump(
         &self,
@@ -132,21 +139,25 @@ impl Namespace {
         durability: &str,
         timeout_ms: Option<u64>,
         tensors: Option<Py<PyAny>>,
+        pieces: Option<Vec<u32>>,
+        device: Option<Py<Device>>,
+        after: Option<After>,
     ) -> Outcome<Task> {
         let layout = &self.handle.info().layout;
         let blocks = hashes.0.len();
         let (parent, durability) = (arguments::parent(parent)?, arguments::durability(durability)?);
+        let place = Place::of(device.as_ref().map(Py::get), after)?;
         let task = detached(py, || {
             let request = DumpRequest {
-                tensors: addresses.tensors(layout, blocks, 0..layout.shards().len())?,
+                tensors: addresses.tensors(layout, blocks, 0..layout.shards().len(), pieces)?,
                 hashes: hashes.0,
                 parent,
                 durability,
                 timeout: arguments::milliseconds(timeout_ms),
             };
-            addresses::dump(&*self.store.client()?, &self.handle, request)
+            addresses::dump(&*self.store.client()?, &self.handle, request, place.as_ref())
         })?;
-        Ok(self.started(task, blocks, timeout_ms, tensors))
+        Ok(self.started(task, blocks, timeout_ms, tensors, place))
     }
 
     /// Reserves room for blocks whose shards are put one after the other.
@@ -166,7 +177,7 @@ impl Namespace {
             let timeout = arguments::milliseconds(timeout_ms);
             client.begin_dump(&self.handle, hashes.0, parent, durability, timeout)
         })?;
-        let whole = self.started(session.task().clone(), blocks, timeout_ms, None);
+        let whole = self.started(session.task().clone(), blocks, timeout_ms, None, None);
         Ok(DumpSession::new(
             self.store.clone(),
             self.handle.clone(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstored_client::Task as StoreTask;
+use kvstored_core::device::Event;
 use kvstored_core::{ErrorKind, Result, Runtime};
 use numpy::{IntoPyArray, PyArray1};
 use parking_lot::Mutex;
@@ -30,6 +31,8 @@ pub struct Needed {
     pub store: Arc<OpenStore>,
     /// The tensors, where they aren't somebody else's care.
     pub tensors: Option<Py<PyAny>>,
+    /// What copies on a device wait for, where it isn't the engine's own.
+    pub event: Option<Arc<Event>>,
 }
 
 /// Tasks that were dropped but hadn't ended in time, with what they need.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::choice::choose;
 use crate::counters::PeerCounters;
+use crate::descriptors::reserve_descriptors;
 use crate::grant::{Grant, GrantRequest};
 use crate::identity::{EngineId, PublicationId, RegionId};
 use crate::link::{Entry, Link};
@@ -44,6 +45,7 @@ impl TransferEngine {
     pub fn start(settings: EngineSettings, runtime: Runtime) -> Result<Arc<Self>> {
         let shared = Shared::new(settings, runtime)?;
         let (tcp, mut threads) = Tcp::start(&shared)?;
+        reserve_descriptors(&shared.runtime);
         if let Some(host) = shared.shm.clone() {
             let all = shared.clone();
             let body = Box::new(move || crate::shm::run_host(&host, &all));

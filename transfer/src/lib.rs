@@ -11,6 +11,7 @@ mod ascend;
 mod authority;
 mod choice;
 mod counters;
+mod descriptors;
 mod engine;
 mod grant;
 mod handshake;
@@ -31,6 +32,7 @@ pub mod wire;
 mod tests;
 
 pub use counters::{PeerCounters, Side};
+pub use descriptors::reserve_descriptors;
 pub use engine::TransferEngine;
 pub use grant::{GRANT_BYTES, Grant, GrantRequest, Rights};
 pub use identity::{EngineId, PublicationId, RegionId};

@@ -63,7 +63,7 @@ enum Command {
     MooncakeBench(mooncake_bench::Options),
     /// Figures of the proxy, beside vllm-router's and the example's that it stands in for
     RouterBench(router_bench::Options),
-    /// The Python tests with a real vLLM, or those that the arguments name
+    /// The Python tests with a real vLLM, those included that take long, or those that the arguments name
     VllmTest {
         /// Arguments of pytest; paths are relative to the folder `python`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -108,6 +108,9 @@ fn tests(workspace: &Workspace, counts: &Counts) -> Outcome {
     let nextest = process::succeeds(cargo(workspace).args(["nextest", "--version"]));
     if nextest {
         command.args(["nextest", "run", "--config-file", NEXTEST_SETTINGS]);
+        // most of them wait for something rather than compute
+        let processors = std::thread::available_parallelism()?.get();
+        command.arg(format!("--test-threads={}", processors + 1));
     } else {
         command.arg("test");
     }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use kvstored_core::tier::Completion;
-use kvstored_core::{Action, BlockHash, Error, ErrorKind, NamespaceInfo, Operation, Result, SlotGuard};
+use kvstored_core::{
+    Action, BlockHash, Error, ErrorKind, ImageWriter, NamespaceInfo, Operation, Result, SlotGuard,
+};
 use parking_lot::Mutex;
 
 use crate::shared::{Shared, count};
@@ -60,6 +62,16 @@ impl Pending {
     /// Checks the slot's whole image. Fails with `Corrupt`.
     pub fn verify(&self) -> Result<()> {
         self.namespace.verify_image(self.hash, &self.slot)
+    }
+
+    /// Puts the next bytes of the image into the slot.
+    pub fn fill(&self, image: &mut ImageWriter, bytes: &[u8]) -> Result<()> {
+        image.write(&self.namespace, &self.slot, bytes)
+    }
+
+    /// Checks the image that filled the slot. Fails with `Corrupt`.
+    pub fn verify_filled(&self, image: &ImageWriter) -> Result<()> {
+        image.verify(&self.namespace, self.hash, &self.slot)
     }
 
     /// Ends the operation.

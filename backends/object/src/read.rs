@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Buf;
-use kvstored_core::{Error, ErrorKind, Result};
+use kvstored_core::{Error, ErrorKind, ImageWriter, Result};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
@@ -183,7 +183,8 @@ async fn fetch_once(shared: &Shared, range: &mut Range, last_chance: bool) -> Re
         return Err(Error::new(ErrorKind::Unavailable, what).with("path", &path));
     }
     let mut body = found.into_stream();
-    let mut filled = 0;
+    let mut image = ImageWriter::new();
+    let mut skipped = 0;
     while let Some(chunk) = body.next().await {
         let mut chunk = chunk.map_err(failed)?;
         count(&shared.counters.read_bytes, chunk.len() as u64);
@@ -194,21 +195,22 @@ async fn fetch_once(shared: &Shared, range: &mut Range, last_chance: bool) -> Re
                     "more bytes came than were asked for",
                 ));
             };
+            let filled = image.filled() + skipped;
             let piece = chunk.split_to(chunk.len().min(image_bytes as usize - filled));
             if wanted.outcome.is_none() {
-                let slot = &wanted.block.slot;
-                slot.arena().write(slot.offset() + filled, &piece)?;
+                wanted.block.fill(&mut image, &piece)?;
+            } else {
+                skipped += piece.len();
             }
-            filled += piece.len();
-            if filled == image_bytes as usize {
-                filled = 0;
+            if filled + piece.len() == image_bytes as usize {
                 at += 1;
                 if wanted.outcome.is_none() {
-                    let verdict = wanted.block.verify();
+                    let verdict = wanted.block.verify_filled(&image);
                     if verdict.is_ok() || last_chance {
                         wanted.outcome = Some(verdict);
                     }
                 }
+                (image, skipped) = (ImageWriter::new(), 0);
             }
         }
     }

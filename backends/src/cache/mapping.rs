@@ -127,6 +127,8 @@ fn map_shared(length: usize, huge_pages: bool) -> Result<Mapping> {
         && length.is_multiple_of(HUGE_PAGE_BYTES)
         && let Ok(mapping) = map_memfd(length, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, PageKind::Huge)
     {
+        // such pages are set aside for the mapping when it's made
+        mapping.arena.claim(length);
         return Ok(mapping);
     }
     let mut mapping = map_memfd(length, MemfdFlags::ALLOW_SEALING, PageKind::Base)?;
@@ -187,6 +189,7 @@ pub fn map_linkable(length: usize, huge_pages: bool) -> Result<Mapping> {
         }
     }
     let mapping = map_file(length, file, PageKind::Base)?;
+    mapping.arena.claim(length);
     if huge_pages {
         // heeded only where /dev/shm is mounted so, which nobody can ask; nothing depends on it
         // SAFETY: advice about our own fresh mapping.

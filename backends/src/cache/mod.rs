@@ -25,10 +25,7 @@ use parking_lot::Mutex;
 pub use mapping::{Mapping, PageKind, map_arena, map_linkable};
 pub use settings::CacheSettings;
 
-use crate::slots::{Cut, Indexes, State};
-
-/// The share of the capacity kept aside for the tier's own tables: one part in this many.
-const TABLE_SHARE: u64 = 256;
+use crate::slots::{Cut, Indexes, State, TableBudget};
 
 /// Blocks in shared host DRAM.
 pub struct CacheTier {
@@ -43,8 +40,8 @@ pub struct CacheTier {
 impl CacheTier {
     /// Maps the arena. Fails with `InvalidInput` for a capacity below one page, and as the system does.
     pub fn open(settings: CacheSettings, quotas: Option<Arc<QuotaLedger>>) -> Result<Arc<Self>> {
-        let tables = settings.capacity_bytes / TABLE_SHARE;
-        let length = (settings.capacity_bytes - tables) as usize / PAGE_BYTES * PAGE_BYTES;
+        let tables = settings.kept_for_tables();
+        let length = settings.capacity_bytes.saturating_sub(tables) as usize / PAGE_BYTES * PAGE_BYTES;
         if length < 2 * PAGE_BYTES {
             return Err(Error::invalid(format!(
                 "cache_buffer_capacity {} bytes is smaller than one block",
@@ -69,9 +66,9 @@ impl CacheTier {
         );
         let indexes = Indexes::default();
         let shadow = (settings.keep && settings.shadow_sample_one_in > 0)
-            .then(|| ShadowCaches::new(1024, settings.shadow_sample_one_in));
+            .then(|| ShadowCaches::new(1, settings.shadow_sample_one_in));
         let policy = settings.policy.build();
-        let state = State::new(
+        let mut state = State::new(
             "cache buffer",
             length,
             policy,
@@ -80,6 +77,10 @@ impl CacheTier {
             quotas,
             shadow,
         );
+        state.bound_tables(TableBudget {
+            capacity: settings.capacity_bytes as usize,
+            arena: mapping.arena.clone(),
+        });
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             settings,
@@ -188,8 +189,7 @@ impl Tier for CacheTier {
     }
 
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {
-        self.indexes.open(&namespace.namespace);
-        Ok(())
+        self.state.lock().open_namespace(&namespace.namespace)
     }
 
     fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
@@ -230,9 +230,9 @@ impl Tier for CacheTier {
     }
 
     fn statistics(&self) -> TierStatistics {
-        let (blocks, mut index_bytes) = self.indexes.totals();
+        let blocks = self.indexes.blocks();
         let state = self.state.lock();
-        index_bytes += state.table_bytes() as u64;
+        let index_bytes = state.table_bytes() as u64;
         TierStatistics {
             allocated_bytes: state.used_bytes() + index_bytes,
             capacity_bytes: self.settings.capacity_bytes,

@@ -1,3 +1,5 @@
+mod caps;
+
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,10 +31,11 @@ fn namespace(tenant: &str, tensor_bytes: u32) -> Arc<NamespaceInfo> {
 }
 
 fn cache(blocks: u64, policy: PolicyKind) -> (Arc<CacheTier>, Arc<NamespaceInfo>) {
-    // a little more than the blocks, for the share kept aside for tables
-    let capacity_bytes = blocks * IMAGE_BYTES * 256 / 255 + 4096;
+    // room for those blocks, and for tables of that many
+    let table_bytes = (64 << 10) + blocks * 1024;
     let settings = CacheSettings {
-        capacity_bytes,
+        capacity_bytes: blocks * IMAGE_BYTES + table_bytes,
+        table_bytes: Some(table_bytes),
         policy,
         ..CacheSettings::default()
     };

@@ -206,8 +206,7 @@ impl Tier for HbmTier {
     }
 
     fn open_namespace(&self, namespace: &Arc<NamespaceInfo>) -> Result<()> {
-        self.shared.indexes.open(&namespace.namespace);
-        Ok(())
+        self.shared.state.lock().open_namespace(&namespace.namespace)
     }
 
     fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
@@ -272,12 +271,12 @@ impl Tier for HbmTier {
 
     fn statistics(&self) -> TierStatistics {
         let shared = &self.shared;
-        let (blocks, mut index_bytes) = shared.indexes.totals();
+        let blocks = shared.indexes.blocks();
         let device = shared.memory.device().counts();
         let trouble = shared.health.trouble();
         let queue_depth = shared.operations() as u64;
         let state = shared.state.lock();
-        index_bytes += state.table_bytes() as u64;
+        let index_bytes = state.table_bytes() as u64;
         TierStatistics {
             allocated_bytes: state.used_bytes(),
             capacity_bytes: shared.settings.capacity_bytes,

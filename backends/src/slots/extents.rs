@@ -14,10 +14,18 @@ pub struct Range {
     pub length: usize,
 }
 
+/// What an entry takes at most in a table of used and in both tables of free ranges, whose nodes are half full.
+const ENTRY_BYTES: usize = 144;
+/// What an entry takes in them about.
+const USUAL_USED_BYTES: usize = 40;
+const USUAL_FREE_BYTES: usize = 56;
+
 /// Free and used ranges of an arena.
 #[derive(Debug)]
 pub struct Extents {
-    capacity: usize,
+    end: usize,
+    /// One past the last byte that ever was in use.
+    used_to: usize,
     free_by_offset: BTreeMap<usize, usize>,
     free_by_length: BTreeSet<(usize, usize)>,
     used: BTreeMap<usize, (usize, u32)>,
@@ -28,7 +36,8 @@ impl Extents {
     /// An arena that is all free.
     pub fn new(capacity: usize) -> Self {
         let mut extents = Self {
-            capacity,
+            end: capacity,
+            used_to: 0,
             free_by_offset: BTreeMap::new(),
             free_by_length: BTreeSet::new(),
             used: BTreeMap::new(),
@@ -46,9 +55,50 @@ impl Extents {
         self.free_bytes
     }
 
-    /// Bytes in all.
-    pub fn capacity(&self) -> usize {
-        self.capacity
+    /// One past the last byte: bytes in all.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// One past the last byte that ever was in use.
+    #[cfg(test)]
+    pub fn used_to(&self) -> usize {
+        self.used_to
+    }
+
+    /// Whether nothing lies or ever lay from `end` on.
+    pub fn can_end_at(&self, end: usize) -> bool {
+        self.used_to <= end && end <= self.end
+    }
+
+    /// Gives up what lies from `end` on, where nothing ever lay. Returns whether it did.
+    pub fn end_at(&mut self, end: usize) -> bool {
+        if !self.can_end_at(end) {
+            return false;
+        }
+        // all from there on is free, and so is what the last free range has before it
+        if let Some((&offset, &length)) = self.free_by_offset.last_key_value()
+            && offset + length == self.end
+        {
+            self.remove_free(offset, length);
+            self.add_free(Range {
+                offset,
+                length: end - offset,
+            });
+        }
+        self.end = end;
+        true
+    }
+
+    /// Bytes of memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        self.used.len() * USUAL_USED_BYTES + self.free_by_offset.len() * USUAL_FREE_BYTES
+    }
+
+    /// The most bytes of memory while no more than that many ranges are in use.
+    pub fn most_bytes(used: usize) -> usize {
+        // between, before and after used ranges lies at most one free range each
+        (used + 1) * ENTRY_BYTES
     }
 
     /// Cuts the best-fitting range for a slot; `None` when no free range is long enough.
@@ -62,6 +112,7 @@ impl Extents {
             });
         }
         self.used.insert(offset, (length, slot));
+        self.used_to = self.used_to.max(offset + length);
         Some(offset)
     }
 
@@ -137,6 +188,27 @@ mod tests {
             }
         );
         assert_eq!(extents.allocate(30, 9), Some(0));
+    }
+
+    #[test]
+    fn only_what_was_never_used_is_given_up() {
+        let mut extents = Extents::new(40);
+        let first = extents.allocate(10, 0).unwrap();
+        let second = extents.allocate(10, 1).unwrap();
+        assert!(extents.end_at(30));
+        assert_eq!((extents.end(), extents.free_bytes()), (30, 10));
+        assert!(extents.allocate(11, 2).is_none());
+        extents.release(second).unwrap();
+        assert!(!extents.end_at(10) && !extents.end_at(31));
+        assert!(extents.end_at(20));
+        extents.release(first).unwrap();
+        let all = Range {
+            offset: 0,
+            length: 20,
+        };
+        assert_eq!(extents.free_bytes(), 20);
+        assert_eq!(extents.allocate(20, 3), Some(all.offset));
+        assert!(extents.end_at(20) && extents.free_bytes() == 0);
     }
 
     proptest! {

@@ -15,7 +15,7 @@ pub(crate) struct Indexes(Arc<RwLock<HashMap<Namespace, NamespaceIndex>>>);
 
 impl Indexes {
     /// Makes room for a namespace's blocks.
-    pub(crate) fn open(&self, namespace: &Namespace) {
+    pub(super) fn open(&self, namespace: &Namespace) {
         self.0.write().entry(*namespace).or_default();
     }
 
@@ -34,16 +34,18 @@ impl Indexes {
             .map_or(0, |index| index.read().lookup_on_prefix(hashes))
     }
 
-    /// Blocks, and bytes of memory that the indexes take.
-    pub(crate) fn totals(&self) -> (u64, u64) {
-        let indexes: Vec<NamespaceIndex> = self.0.read().values().cloned().collect();
-        let (mut blocks, mut bytes) = (0, 0);
-        for index in indexes {
-            let index = index.read();
-            blocks += index.len() as u64;
-            bytes += index.memory_bytes() as u64;
-        }
-        (blocks, bytes)
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<(Namespace, NamespaceIndex)> {
+        let indexes = self.0.read();
+        let all = indexes.iter();
+        all.map(|(namespace, index)| (*namespace, index.clone()))
+            .collect()
+    }
+
+    /// Blocks of all namespaces.
+    pub(crate) fn blocks(&self) -> u64 {
+        let all = self.all();
+        all.iter().map(|(_, index)| index.read().len() as u64).sum()
     }
 
     /// Up to `limit` keys behind `after`, in the order of namespaces and then of the index.

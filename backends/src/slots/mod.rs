@@ -5,4 +5,4 @@ mod indexes;
 mod state;
 
 pub(crate) use indexes::Indexes;
-pub(crate) use state::{Cut, NamespaceIndex, State};
+pub(crate) use state::{Cut, NamespaceIndex, State, TableBudget};

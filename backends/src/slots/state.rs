@@ -2,6 +2,7 @@
 
 mod leave;
 mod room;
+mod tables;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use parking_lot::RwLock;
 
 use super::extents::{Extents, Range};
 use super::indexes::Indexes;
+pub(crate) use tables::TableBudget;
+use tables::Tables;
 
 /// The visible blocks of one namespace: hash to slot. Locked on its own, so that lookups don't wait for
 /// evictions; always taken after the state's lock, never before.
@@ -65,6 +68,7 @@ pub(crate) struct State {
     indexes: Indexes,
     quotas: Option<Arc<QuotaLedger>>,
     pub(crate) shadow: Option<ShadowCaches>,
+    tables: Tables,
     pub(crate) counts: Counts,
     /// Somebody was told `Busy` and wants to know of room.
     starved: bool,
@@ -96,6 +100,7 @@ impl State {
             indexes,
             quotas,
             shadow,
+            tables: Tables::default(),
             counts: Counts::default(),
             starved: false,
             events: None,
@@ -103,11 +108,13 @@ impl State {
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
-        (self.extents.capacity() - self.extents.free_bytes()) as u64
+        (self.extents.end() - self.extents.free_bytes()) as u64
     }
 
-    pub(crate) fn table_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>() + self.policy.memory_bytes()
+    /// One past the last byte that ever was in use.
+    #[cfg(test)]
+    pub(crate) fn used_to(&self) -> usize {
+        self.extents.used_to()
     }
 
     fn index(&self, namespace: &Namespace) -> Option<NamespaceIndex> {
@@ -177,7 +184,7 @@ impl State {
             let outcome = self.cut(namespace, Some(*hash), ancestor);
             if let Ok((number, ..)) = outcome {
                 if self.keep {
-                    self.filling.insert(namespace.key(*hash), number);
+                    self.is_filling(namespace.key(*hash), number);
                     cut.push((number, fingerprint(&namespace.namespace, hash)));
                 }
                 ancestor = Some(number);
@@ -191,12 +198,8 @@ impl State {
                 slot.in_policy = true;
             }
         }
-        let capacity =
-            self.policy.len().max(1) + self.extents.free_bytes() / namespace.layout.image_bytes().max(1);
-        self.policy.set_capacity(capacity);
-        if let Some(shadow) = &mut self.shadow {
-            shadow.set_capacity(capacity);
-        }
+        let room = self.extents.free_bytes() / namespace.layout.image_bytes().max(1);
+        self.plan_for(self.policy.len().max(1) + room);
         self.refresh(head);
         outcomes
     }
@@ -241,35 +244,23 @@ impl State {
         ancestor: Option<u32>,
     ) -> Result<Cut> {
         let length = namespace.layout.image_bytes();
-        if length > self.extents.capacity() {
+        if length > self.extents.end() {
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
                     "a block takes {length} bytes but the {} holds {}",
                     self.place,
-                    self.extents.capacity()
+                    self.extents.end()
                 ),
             ));
         }
         let charged = hash.is_some() && self.charge(namespace, length)?;
-        let number = self.free_slots.pop().unwrap_or(self.slots.len() as u32);
-        let mut offset = self.extents.allocate(length, number);
-        if offset.is_none() && self.make_room(length) {
-            offset = self.extents.allocate(length, number);
-        }
-        let Some(offset) = offset else {
-            if (number as usize) < self.slots.len() {
-                self.free_slots.push(number);
-            }
+        let Some((number, offset)) = self.place_slot(length) else {
             if charged {
                 self.discharge(namespace, length);
             }
-            self.starved = true;
             self.counts.refused_writes += 1;
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("every block of the {} is in use", self.place),
-            ));
+            return Err(self.no_room());
         };
         let serial = self
             .slots
@@ -296,6 +287,19 @@ impl State {
             None => self.slots.push(slot),
         }
         Ok((number, offset, length))
+    }
+
+    /// A slot's number and where it begins, evicting as needed.
+    fn place_slot(&mut self, length: usize) -> Option<(u32, usize)> {
+        let number = self.take_number()?;
+        let mut offset = self.extents.allocate(length, number);
+        if offset.is_none() && self.make_room(length) {
+            offset = self.extents.allocate(length, number);
+        }
+        if offset.is_none() && (number as usize) < self.slots.len() {
+            self.free_slots.push(number);
+        }
+        Some((number, offset?))
     }
 
     /// Takes a block that the policy has let go out of the index and frees its slot.
@@ -325,13 +329,15 @@ impl State {
         if !visible {
             let key = namespace.key(hash);
             if self.filling.get(&key) == Some(&number) {
-                self.filling.remove(&key);
+                self.is_filled(&key);
             }
         } else if let Some(index) = self.index(&namespace.namespace)
             && index.write().remove_if(&hash, |slot| *slot == number).is_some()
-            && let Some(events) = &self.events
         {
-            events.removed(&namespace.namespace, &hash);
+            self.left_index();
+            if let Some(events) = &self.events {
+                events.removed(&namespace.namespace, &hash);
+            }
         }
     }
 
@@ -362,9 +368,9 @@ impl State {
             return false;
         };
         slot.state = SlotState::Visible;
-        self.filling.remove(&namespace.key(hash));
+        self.is_filled(&namespace.key(hash));
         if let Some(index) = self.index(&namespace.namespace)
-            && index.write().insert(hash, number).is_none()
+            && self.list(&index, &namespace.key(hash), number)
             && let Some(events) = &self.events
         {
             events.stored(&namespace.namespace, &hash);

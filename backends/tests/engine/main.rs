@@ -25,8 +25,10 @@ struct Bed {
 }
 
 fn bed(blocks: u64, keep: bool) -> Bed {
+    let table_bytes = (64 << 10) + blocks * 1024;
     let settings = CacheSettings {
-        capacity_bytes: blocks * IMAGE_BYTES * 256 / 255 + 4096,
+        capacity_bytes: blocks * IMAGE_BYTES + table_bytes,
+        table_bytes: Some(table_bytes),
         keep,
         shared: false,
         ..CacheSettings::default()

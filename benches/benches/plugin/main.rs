@@ -1,10 +1,14 @@
 //! A plugged-in tier beside the same tier built in: the example in Rust, loaded as the daemon loads it, and its twin
-//! behind the contract of tiers. Both work on a thread of their own. They take turns; medians count.
+//! behind the contract of tiers. Both work on a thread of their own. They take turns; medians count, with the lower and the
+//! upper quartile. Single operations are measured with the caller and the tiers' threads on one CPU and on two, since where
+//! the scheduler puts threads that wake each other costs more than all else.
 //!
-//! `cargo bench --bench plugin`; `ROUNDS` sets the rounds.
+//! `cargo bench --bench plugin`; `ROUNDS` sets the rounds, `ONLY` a part of the names of what is measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // inputs are made here
 #![allow(clippy::print_stdout)] // what a bench is for
 
+mod loads;
+mod placement;
 mod twin;
 
 use std::path::Path;
@@ -21,55 +25,14 @@ use kvstored_core::{
 };
 use kvstored_plugin_host::{PluginDirectory, PluginSettings, Probe, run_probe};
 
+use loads::{LOADS, Load};
+use placement::Threads;
 use twin::Twin;
 
 /// What this program does when it's started to try the plugin first.
 const PROBE: &str = "plugin-probe";
 const CAPACITY_BYTES: u64 = 512 << 20;
-const BATCH: usize = 32;
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// One kind of load.
-struct Load {
-    name: &'static str,
-    payload_bytes: u32,
-    blocks: usize,
-    /// Operations in one batch, which is waited for.
-    batch: usize,
-    /// How often all blocks are read.
-    reads: usize,
-}
-
-const LOADS: [Load; 4] = [
-    Load {
-        name: "1 MiB, 32 at once",
-        payload_bytes: 1 << 20,
-        blocks: 64,
-        batch: BATCH,
-        reads: 4,
-    },
-    Load {
-        name: "64 KiB, 32 at once",
-        payload_bytes: 64 << 10,
-        blocks: 512,
-        batch: BATCH,
-        reads: 4,
-    },
-    Load {
-        name: "4 KiB, 32 at once",
-        payload_bytes: 4096,
-        blocks: 4096,
-        batch: BATCH,
-        reads: 4,
-    },
-    Load {
-        name: "4 KiB, one by one",
-        payload_bytes: 4096,
-        blocks: 512,
-        batch: 1,
-        reads: 4,
-    },
-];
 
 struct Nobody;
 
@@ -176,9 +139,13 @@ impl Fixture {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// Sorts and gives the lower quartile, the median and the upper quartile.
+fn quartiles(values: &mut [f64]) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    [1, 2, 3].map(|quarter| {
+        let at = (values.len() * quarter / 4).min(values.len().saturating_sub(1));
+        values.get(at).copied().unwrap_or_default()
+    })
 }
 
 /// The example, loaded from a directory of its own.
@@ -202,7 +169,26 @@ fn plugged(directory: &Path, runtime: &Runtime) -> Arc<dyn Tier> {
         ..PluginSettings::default()
     };
     let plugins = PluginDirectory::new(directory.to_owned(), Probe::new(program, &[PROBE]));
-    plugins.open("memory", settings, runtime).unwrap()
+    plugins.open("memory", settings, None, runtime).unwrap()
+}
+
+/// Runs this program with an allocator that gives nothing back to the kernel: otherwise it's chance whether the memory of
+/// blocks that are written has to be faulted in again, on either side.
+fn keeping_memory(arguments: &[String]) -> ExitCode {
+    let kept = [
+        ("MALLOC_ARENA_MAX", "1"),
+        ("MALLOC_TRIM_THRESHOLD_", "8000000000"),
+        ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ];
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .envs(kept)
+        .status();
+    if status.unwrap().success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn main() -> ExitCode {
@@ -215,13 +201,17 @@ fn main() -> ExitCode {
             Err(error) => panic!("{error}"),
         };
     }
+    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
+        return keeping_memory(&arguments);
+    }
     // `cargo test --benches` only wants to know whether it works
     let measures = arguments.iter().any(|argument| argument == "--bench");
     let rounds = std::env::var("ROUNDS")
         .ok()
         .and_then(|rounds| rounds.parse().ok());
     let rounds: usize = rounds.unwrap_or(if measures { 15 } else { 1 });
-    let runtime = Runtime::system();
+    let threads = Threads::new();
+    let runtime = threads.runtime();
     let directory = tempfile::tempdir().unwrap();
     let tiers = [
         plugged(directory.path(), &runtime),
@@ -229,10 +219,12 @@ fn main() -> ExitCode {
     ];
     println!("microseconds per operation, medians of {rounds} rounds in turns");
     println!(
-        "{:<20} {:<6} {:>10} {:>10} {:>10} {:>8}",
+        "{:<28} {:<6} {:>24} {:>24} {:>8} {:>22}",
         "", "", "plugged in", "built in", "more", "ratio"
     );
-    for load in &LOADS {
+    let only = std::env::var("ONLY").unwrap_or_default();
+    for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
+        threads.place(load.placement);
         let fixture = Fixture::new(load);
         // by tier and action
         let mut samples: [[Vec<f64>; 2]; 2] = Default::default();
@@ -254,11 +246,15 @@ fn main() -> ExitCode {
                 .zip(&samples[1][action])
                 .map(|(ours, twin)| twin / ours)
                 .collect();
-            let [ours, twin] = [0, 1].map(|side: usize| median(&mut samples[side][action]));
-            let (more, ratio) = (ours - twin, median(&mut ratios));
+            let [ours, twin] = [0, 1].map(|side: usize| quartiles(&mut samples[side][action]));
+            let ratio = quartiles(&mut ratios);
+            let [ours_text, twin_text] =
+                [ours, twin].map(|[low, median, high]| format!("{median:.2} ({low:.2}-{high:.2})"));
+            let ratio = format!("{:.3} ({:.3}-{:.3})", ratio[1], ratio[0], ratio[2]);
             println!(
-                "{:<20} {name:<6} {ours:>10.2} {twin:>10.2} {more:>10.2} {ratio:>8.3}",
-                load.name
+                "{:<28} {name:<6} {ours_text:>24} {twin_text:>24} {:>8.2} {ratio:>22}",
+                load.name,
+                ours[1] - twin[1]
             );
         }
     }

@@ -18,9 +18,13 @@ use kvstored_core::tier::MemoryTier as _;
 use kvstored_core::tier::Tier;
 use kvstored_core::{Engine, EngineSettings, Error, Result, Runtime, TierKind};
 use kvstored_object::S3Tier;
+use kvstored_plugin_host::PluginSettings;
+use kvstored_transfer::reserve_descriptors;
 use rustix::fs::{Access, access};
 
 use crate::config::{IoEngine, ServeSettings};
+
+pub use plugin::{open_device, plugged_transport};
 
 /// The quota that stands for every tenant without one of its own.
 const EVERY_TENANT: &str = "*";
@@ -46,6 +50,7 @@ pub fn build_engine(settings: &ServeSettings, runtime: Runtime) -> Result<Arc<En
 /// written.
 pub fn build(settings: &ServeSettings, runtime: Runtime, shared: bool) -> Result<BuiltEngine> {
     let keeps_blocks = settings.pipeline.contains(&TierKind::Cache);
+    reserve_descriptors(&runtime);
     let cache = open_cache(settings, keeps_blocks, shared)?;
     let mut lower: Vec<Arc<dyn Tier>> = Vec::new();
     let mut posix = None;
@@ -88,14 +93,8 @@ pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) 
             let pool = settings.pool.as_ref().ok_or_else(|| missing("pool"))?;
             pool::open_pool(pool, settings.plugins.as_ref(), runtime)?
         }
-        TierKind::Plugin(name) => {
-            let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;
-            plugin::open_plugin(name, options, runtime)?
-        }
-        TierKind::Ds3fs => {
-            let options = settings.plugins.as_ref().ok_or_else(|| missing("plugin"))?;
-            ds3fs::open_ds3fs(settings, options, runtime)?
-        }
+        TierKind::Plugin(name) => plugin::open_plugin(name, settings, PluginSettings::default(), runtime)?,
+        TierKind::Ds3fs => ds3fs::open_ds3fs(settings, runtime)?,
         TierKind::S3 => {
             let bucket = settings.s3.clone().ok_or_else(|| missing("bucket"))?;
             S3Tier::open(bucket, runtime.clone(), ledger(settings)?)?
@@ -105,13 +104,17 @@ pub fn build_tier(settings: &ServeSettings, kind: &TierKind, runtime: &Runtime) 
 }
 
 fn open_cache(settings: &ServeSettings, keep: bool, shared: bool) -> Result<Arc<CacheTier>> {
+    let linkable = ds3fs::is_in(&settings.pipeline);
+    let pinned = linkable || settings.pipeline.contains(&TierKind::Hbm);
     let cache_settings = CacheSettings {
         capacity_bytes: settings.cache_capacity_bytes,
         policy: settings.eviction_policy,
         keep,
         shared,
         huge_pages: settings.huge_pages,
-        linkable: ds3fs::is_in(&settings.pipeline),
+        linkable,
+        // tables can't take a part of it later
+        table_bytes: pinned.then(|| CacheSettings::pinned_table_bytes(settings.cache_capacity_bytes)),
         shadow_sample_one_in: settings.shadow_sample_one_in,
     };
     CacheTier::open(cache_settings, if keep { ledger(settings)? } else { None })

@@ -5,4 +5,4 @@ mod build;
 pub mod config;
 pub mod daemon;
 
-pub use build::{BuiltEngine, build, build_engine, build_tier};
+pub use build::{BuiltEngine, build, build_engine, build_tier, open_device, plugged_transport};

@@ -170,6 +170,77 @@ fn blocks_go_from_a_device_and_to_one_a_window_at_a_time() {
 }
 
 #[test]
+fn tensors_may_lie_in_several_pieces() {
+    let (rig, engine) = (Rig::new(32), Engine::new());
+    let client = rig.embedded(settings());
+    let namespace = open(&client);
+    let blocks = hashes(0..4);
+    let halves = |tensors: Vec<TensorAddress>| {
+        let split = |tensor: TensorAddress| {
+            let first = tensor.bytes / 2;
+            let second = TensorAddress {
+                address: tensor.address + first as usize,
+                bytes: tensor.bytes - first,
+            };
+            [
+                TensorAddress {
+                    bytes: first,
+                    ..tensor
+                },
+                second,
+            ]
+        };
+        let pieces = tensors.into_iter().flat_map(split);
+        // a tensor of one byte stays whole
+        pieces.filter(|piece| piece.bytes > 0).collect::<Vec<_>>()
+    };
+    let computed = engine.put(&mut Memory::full(&blocks, 0..3));
+    let request = DumpRequest {
+        tensors: halves(computed.tensors()),
+        ..dump_request(&blocks, &computed)
+    };
+    // SAFETY: the memory outlives the task, which is waited for
+    let task = unsafe { client.dump_from_device(&namespace, request, &engine.handle, None) };
+    assert_eq!(dumped(&task.unwrap().wait(PATIENCE).unwrap()), 4);
+    // whole tensors of the host, and pieces of it
+    let report = super::rig::load(&client, &namespace, &blocks, 0..3, LoadOrder::BlockMajor);
+    assert_eq!(loaded(&report), 4);
+    let mut memory = Memory::empty(&blocks, 0..3);
+    let target = engine.put(&mut memory);
+    let mut request = load_request(&blocks, &target, LoadOrder::BlockMajor);
+    request.tensors = halves(memory.tensors());
+    // SAFETY: the memory outlives the task, which is waited for
+    let task = unsafe { client.load(&namespace, request) }.unwrap();
+    assert_eq!(loaded(&task.wait(PATIENCE).unwrap()), 4);
+    assert!((0..4).all(|block| memory.is_right(block)));
+    // a piece across two tensors, one that is missing, one too many
+    let wrong = |change: &dyn Fn(&mut Vec<TensorAddress>)| {
+        let mut request = load_request(&blocks, &target, LoadOrder::BlockMajor);
+        request.tensors = halves(target.tensors());
+        change(&mut request.tensors);
+        // SAFETY: it's refused
+        let refused = unsafe { client.load_to_device(&namespace, request, &engine.handle, None) };
+        refused.err().map(|error| error.kind())
+    };
+    assert_eq!(
+        wrong(&|pieces| pieces[0].bytes += 1),
+        Some(ErrorKind::InvalidInput)
+    );
+    assert_eq!(
+        wrong(&|pieces| pieces[12].bytes -= 1),
+        Some(ErrorKind::InvalidInput)
+    );
+    assert_eq!(
+        wrong(&|pieces| pieces.truncate(23)),
+        Some(ErrorKind::InvalidInput)
+    );
+    assert_eq!(
+        wrong(&|pieces| pieces.extend_from_within(..4)),
+        Some(ErrorKind::InvalidInput)
+    );
+}
+
+#[test]
 fn a_dump_waits_until_the_engine_has_computed() {
     let (rig, engine) = (Rig::new(32), Engine::new());
     let client = rig.embedded(settings());

@@ -303,6 +303,8 @@ fn a_dump_is_begun_within_its_own_time_and_says_who_found_no_room() {
         };
         rig.embedded(settings)
     }] {
+        // what the other one held has been given back
+        assert!(rig.eventually(|| rig.is_wholly_evictable(8)));
         let namespace = open(&client);
         let begin = |first, count, timeout_ms| {
             client.begin_dump(

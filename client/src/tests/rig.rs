@@ -58,9 +58,11 @@ impl Rig {
     }
 
     fn with_lower(cache_blocks: usize, lower: bool) -> Self {
-        let capacity_bytes = (cache_blocks * layout().image_bytes()) as u64 * 256 / 255 + 4096;
+        // room for tables when all of them are written at once
+        let table_bytes = (256 << 10) + cache_blocks as u64 * 1024;
         let settings = CacheSettings {
-            capacity_bytes,
+            capacity_bytes: (cache_blocks * layout().image_bytes()) as u64 + table_bytes,
+            table_bytes: Some(table_bytes),
             huge_pages: false,
             ..CacheSettings::default()
         };

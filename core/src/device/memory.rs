@@ -142,12 +142,13 @@ pub struct HostRegistration {
 }
 
 impl HostRegistration {
-    /// Registers a whole arena, which stays mapped as long as it's registered. Fails with `Unsupported` where the device
-    /// can't, which costs speed and nothing else.
+    /// Registers all of an arena that is in use, now or later; it stays mapped as long as it's registered. Fails with
+    /// `Unsupported` where the device can't, which costs speed and nothing else.
     pub fn of_arena(device: &Arc<dyn Device>, arena: &Arc<Arena>) -> Result<Self> {
+        let bytes = arena.claim(arena.length());
         // SAFETY: the registration holds the arena, and with it its mapping.
-        unsafe { device.register_host(HostAddress::of(arena.base()), arena.length()) }
-            .map_err(|error| error.with("device", device.name()).with("bytes", arena.length()))?;
+        unsafe { device.register_host(HostAddress::of(arena.base()), bytes) }
+            .map_err(|error| error.with("device", device.name()).with("bytes", bytes))?;
         Ok(Self {
             device: device.clone(),
             arena: arena.clone(),

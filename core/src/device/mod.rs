@@ -54,7 +54,7 @@ pub struct DeviceCounts {
 /// thread that hasn't called [`Device::bind_thread`] binds it first where the device has contexts per thread.
 ///
 /// Raw handles are valid from the call that made them to the one that ends them, and only with the device that made
-/// them; events may also be the engine's own. That is what the `unsafe` functions ask of their callers.
+/// them; events, and streams that one is recorded in, may also be the engine's own. That is what the `unsafe` functions ask of their callers.
 ///
 /// What goes wrong: `NoSpace` for want of device memory, `Busy` for a full queue, `TimedOut` for a deadline, `InvalidInput`
 /// for an address that isn't the device's, `Unsupported` for what it can't do, `Unavailable` for a device that is lost,
@@ -135,10 +135,10 @@ pub trait Device: Send + Sync + 'static {
     /// The event must come from [`Device::create_event`] and not be used again; no stream may wait for it.
     unsafe fn destroy_event(&self, event: RawEvent) -> Result<()>;
 
-    /// Marks the present end of a stream.
+    /// Marks the present end of a stream, ours or the engine's.
     ///
     /// # Safety
-    /// Both must be of this device.
+    /// The stream must be of this device, or a live one of its runtime in this process; the event must be of this device.
     unsafe fn record_event(&self, stream: RawStream, event: RawEvent) -> Result<()>;
 
     /// Lets a stream wait, before what it's given next, for the latest record of an event, ours or the engine's. An event

@@ -2,7 +2,7 @@
 
 use super::ghost::Ghosts;
 use super::list::Lists;
-use super::{EvictionPolicy, PROBES, set_at};
+use super::{EvictionPolicy, PROBES, most_array_bytes, set_at};
 
 /// Seen once lately (T1, and its ghosts B1).
 const RECENT: usize = 0;
@@ -139,5 +139,12 @@ impl EvictionPolicy for AdaptiveReplacement {
         self.resident.memory_bytes()
             + self.ghosts.memory_bytes()
             + self.fingerprints.capacity() * size_of::<u64>()
+    }
+
+    fn most_bytes(&self, slots: usize) -> usize {
+        // all that is here and all ghosts are twice the capacity, and one more before the ghosts are trimmed
+        Lists::<2>::most_bytes(slots)
+            + Ghosts::<2>::most_bytes(2 * slots + 1)
+            + most_array_bytes::<u64>(slots)
     }
 }

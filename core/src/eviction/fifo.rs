@@ -55,4 +55,8 @@ impl EvictionPolicy for Fifo {
     fn memory_bytes(&self) -> usize {
         self.lists.memory_bytes()
     }
+
+    fn most_bytes(&self, slots: usize) -> usize {
+        Lists::<1>::most_bytes(slots)
+    }
 }

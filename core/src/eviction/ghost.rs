@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::list::Lists;
+use super::{most_array_bytes, most_map_bytes};
 
 /// Spreads fingerprints over a hash table with one multiplication.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +97,14 @@ impl<const LISTS: usize> Ghosts<LISTS> {
             + self.fingerprints.capacity() * size_of::<u64>()
             + self.free.capacity() * size_of::<u32>()
             + map_bytes(&self.places)
+    }
+
+    /// The most bytes of memory while there are never more than that many.
+    pub(super) fn most_bytes(ghosts: usize) -> usize {
+        Lists::<LISTS>::most_bytes(ghosts)
+            + most_array_bytes::<u64>(ghosts)
+            + most_array_bytes::<u32>(ghosts)
+            + most_map_bytes(ghosts, size_of::<(u64, u32)>() + 1)
     }
 
     #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Several doubly linked lists of slots over one array of links: every operation takes constant time.
 
+use super::most_array_bytes;
+
 /// No slot.
 const NONE: u32 = u32::MAX;
 /// The slot is in no list.
@@ -123,6 +125,11 @@ impl<const LISTS: usize> Lists<LISTS> {
     /// Bytes of memory.
     pub(super) fn memory_bytes(&self) -> usize {
         self.links.capacity() * size_of::<Link>()
+    }
+
+    /// The most bytes of memory while its slots are numbers below `slots`.
+    pub(super) fn most_bytes(slots: usize) -> usize {
+        most_array_bytes::<Link>(slots)
     }
 
     /// Walks every list both ways and compares with the counts and memberships.

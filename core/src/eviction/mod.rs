@@ -51,6 +51,8 @@ pub trait EvictionPolicy: Send {
     }
     /// Bytes of memory the policy takes.
     fn memory_bytes(&self) -> usize;
+    /// The most bytes of memory it ever takes while its slots are numbers below `slots` and its capacity isn't more.
+    fn most_bytes(&self, slots: usize) -> usize;
 }
 
 /// The policies by name.
@@ -108,6 +110,23 @@ impl std::str::FromStr for PolicyKind {
                 ))
             })
     }
+}
+
+/// The most bytes that an array takes which grew one by one to that length.
+const fn most_array_bytes<T>(length: usize) -> usize {
+    const LEAST: usize = 4;
+    let doubled = 2 * length;
+    size_of::<T>() * if doubled > LEAST { doubled } else { LEAST }
+}
+
+/// The most bytes that a hash map's table takes which never had more than that many entries of that size, the byte that
+/// says what each bucket has included.
+///
+/// A table of `b` buckets grows to twice as many when its free ones are used up, by removals too, if more than half of the
+/// `7 / 8 * b` entries that fit are there; otherwise it's tidied in place.
+pub const fn most_map_bytes(entries: usize, bucket_bytes: usize) -> usize {
+    const LEAST_BUCKETS: usize = 16;
+    (entries * 32 / 7 + LEAST_BUCKETS) * bucket_bytes
 }
 
 /// Stores a slot's value in an array that grows with the slots.

@@ -2,7 +2,7 @@
 
 use super::ghost::Ghosts;
 use super::list::Lists;
-use super::{EvictionPolicy, PROBES, set_at};
+use super::{EvictionPolicy, PROBES, most_array_bytes, set_at};
 
 /// Where new blocks prove themselves.
 const SMALL: usize = 0;
@@ -154,5 +154,9 @@ impl EvictionPolicy for S3Fifo {
 
     fn memory_bytes(&self) -> usize {
         self.queues.memory_bytes() + self.ghosts.memory_bytes() + self.entries.capacity() * size_of::<Entry>()
+    }
+
+    fn most_bytes(&self, slots: usize) -> usize {
+        Lists::<2>::most_bytes(slots) + Ghosts::<1>::most_bytes(slots + 1) + most_array_bytes::<Entry>(slots)
     }
 }

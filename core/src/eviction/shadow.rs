@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ghost::{FingerprintMap, map_bytes};
-use super::{EvictionPolicy, PolicyKind};
+use super::{EvictionPolicy, PolicyKind, most_array_bytes, most_map_bytes};
 
 /// A miniature cache for each policy, over the same spatial sample of blocks.
 ///
@@ -58,7 +58,7 @@ impl ShadowCaches {
 
     /// The whole cache's capacity changed.
     pub fn set_capacity(&mut self, capacity_blocks: usize) {
-        let blocks = (capacity_blocks / self.sample_one_in as usize).max(1);
+        let blocks = self.share(capacity_blocks);
         for cache in &mut self.caches {
             cache.set_capacity(blocks);
         }
@@ -82,6 +82,22 @@ impl ShadowCaches {
             .map(MiniatureCache::memory_bytes)
             .sum::<usize>()
             + self.sampled.capacity() * size_of::<u64>()
+    }
+
+    /// The most bytes of memory while the whole cache's capacity is never more than that.
+    pub fn most_bytes(&self, capacity_blocks: usize) -> usize {
+        // one that has been larger keeps what it took
+        let caches = self.caches.iter();
+        let each = caches.map(|cache| {
+            cache
+                .most_bytes(self.share(capacity_blocks))
+                .max(cache.memory_bytes())
+        });
+        each.sum::<usize>() + self.sampled.capacity() * size_of::<u64>()
+    }
+
+    fn share(&self, capacity_blocks: usize) -> usize {
+        (capacity_blocks / self.sample_one_in as usize).max(1)
     }
 }
 
@@ -172,6 +188,13 @@ impl MiniatureCache {
             + map_bytes(&self.slots)
             + self.fingerprints.capacity() * size_of::<u64>()
             + self.free.capacity() * size_of::<u32>()
+    }
+
+    fn most_bytes(&self, blocks: usize) -> usize {
+        self.policy.most_bytes(blocks)
+            + most_map_bytes(blocks, size_of::<(u64, u32)>() + 1)
+            + most_array_bytes::<u64>(blocks)
+            + most_array_bytes::<u32>(blocks)
     }
 }
 

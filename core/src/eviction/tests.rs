@@ -87,6 +87,7 @@ proptest! {
                 prop_assert_eq!(policy.len(), resident.len());
                 prop_assert_eq!(policy.is_empty(), resident.is_empty());
                 policy.check_invariants();
+                prop_assert!(policy.memory_bytes() <= policy.most_bytes(60));
             }
         }
     }
@@ -183,6 +184,37 @@ fn shadows_follow_a_change_of_capacity() {
             .iter()
             .all(|(_, hits, lookups)| *hits + *lookups == 0)
     );
+}
+
+#[test]
+fn memory_stays_within_what_it_may_take_at_most() {
+    const SLOTS: u32 = 3_000;
+    for mut policy in all_policies() {
+        policy.set_capacity(SLOTS as usize);
+        let mut shadows = ShadowCaches::new(SLOTS as usize, 1);
+        let mut free: Vec<u32> = (0..SLOTS).collect();
+        for fingerprint in 0..40_000_u64 {
+            // some come back while their ghosts are there
+            let fingerprint = if fingerprint % 3 == 0 {
+                fingerprint / 2
+            } else {
+                fingerprint
+            };
+            let slot = free.pop().or_else(|| policy.evict(&mut |_| true)).unwrap();
+            policy.insert(slot, fingerprint);
+            if fingerprint % 5 == 0 {
+                policy.hit(slot);
+            }
+            shadows.access_run(&[fingerprint]);
+            assert!(policy.memory_bytes() <= policy.most_bytes(SLOTS as usize));
+        }
+        let most = ShadowCaches::new(1, 1).most_bytes(SLOTS as usize);
+        assert!(
+            shadows.memory_bytes() <= most + 4096,
+            "{} of {most}",
+            shadows.memory_bytes()
+        );
+    }
 }
 
 #[test]

@@ -51,14 +51,17 @@ impl Place {
 pub struct BlockIndex<V> {
     slab: Slab<V>,
     tables: Box<[Table]>,
+    table_bytes: usize,
 }
 
 impl<V: Copy> BlockIndex<V> {
     /// An empty index.
     pub fn new() -> Self {
+        let tables = vec![Table::default(); TABLES].into_boxed_slice();
         Self {
             slab: Slab::new(),
-            tables: vec![Table::default(); TABLES].into_boxed_slice(),
+            table_bytes: tables.iter().map(Table::memory_bytes).sum(),
+            tables,
         }
     }
 
@@ -74,7 +77,10 @@ impl<V: Copy> BlockIndex<V> {
         }
         let number = self.slab.insert(hash, value)?;
         let place = Place::of(&hash);
-        self.tables[place.table()].insert(place.tag(), number);
+        let table = &mut self.tables[place.table()];
+        let before = table.memory_bytes();
+        table.insert(place.tag(), number);
+        self.table_bytes += table.memory_bytes() - before;
         None
     }
 
@@ -116,9 +122,7 @@ impl<V: Copy> BlockIndex<V> {
 
     /// Bytes of memory the index takes.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.slab.memory_bytes()
-            + self.tables.iter().map(Table::memory_bytes).sum::<usize>()
+        size_of::<Self>() + self.slab.memory_bytes() + self.table_bytes
     }
 
     /// All blocks with their values, in no particular order.
@@ -194,6 +198,8 @@ impl<V: Copy> BlockIndex<V> {
     #[cfg(test)]
     fn check(&self) {
         self.tables.iter().for_each(Table::check);
+        let table_bytes: usize = self.tables.iter().map(Table::memory_bytes).sum();
+        assert_eq!(self.table_bytes, table_bytes);
         for (hash, _) in self.iter() {
             assert!(self.find(hash).is_some(), "{hash} is lost");
         }

@@ -1,7 +1,7 @@
 /*
- * The C interface between kvstored and a plugged-in tier, device or transport, version 1.1. docs/plugin-abi.md explains it
+ * The C interface between kvstored and a plugged-in tier, device or transport, version 1.2. docs/plugin-abi.md explains it
  * and has a tutorial; this file is enough to compile a plugin. 1.1 adds devices, transports, whole descriptions of
- * namespaces, and the memory that operations' data lie in.
+ * namespaces, and the memory that operations' data lie in; 1.2 lets a plugin describe namespaces that it has from before.
  *
  * A plugin is a shared object that exports one function, kvstored_plugin_entry. It's loaded once and never unloaded.
  *
@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Major version in the upper 16 bits: another major version is refused. A minor version only adds. */
-#define KVSTORED_ABI_VERSION 0x00010001u
+#define KVSTORED_ABI_VERSION 0x00010002u
 
 /* Outcomes. */
 #define KVSTORED_OK 0
@@ -181,6 +181,12 @@ typedef struct kvstored_host {
     void (*stored)(void *context, const kvstored_key *keys, uint64_t count);
     /* Says that blocks have left by the tier's own doing. Not needed after remove() and purge(). */
     void (*removed)(void *context, const kvstored_key *keys, uint64_t count);
+    /*
+     * Since 1.2; null for a device and for a transport. Says what a namespace is of which blocks are here from an earlier
+     * run, so that they count for its tenant's quota before anybody opens it: the digest and the description that
+     * open_namespace gave are enough. Best said before its blocks are told with stored.
+     */
+    void (*describe)(void *context, const kvstored_namespace *info);
 } kvstored_host;
 
 /*
@@ -229,8 +235,8 @@ typedef struct kvstored_device_statistics {
 /*
  * A device's functions, since 1.1. Those marked optional may be null. kvstored calls them from any thread, many at a time;
  * a thread that the device's library has to know first calls bind_thread before anything else. All but the synchronize
- * ones return soon. Streams, events and addresses are numbers of the device's own; an event may also be the engine's, by
- * the handle that the vendor's library knows it by.
+ * ones return soon. Streams, events and addresses are numbers of the device's own; an event, and the stream that one is
+ * recorded in, may also be the engine's, by the handle that the vendor's library knows it by.
  */
 typedef struct kvstored_device {
     uint32_t struct_size;
@@ -263,6 +269,7 @@ typedef struct kvstored_device {
     int32_t (*abort_stream)(void *device, uint64_t stream);
     int32_t (*create_event)(void *device, uint64_t *event);
     int32_t (*destroy_event)(void *device, uint64_t event);
+    /* Marks the stream's present end. */
     int32_t (*record_event)(void *device, uint64_t stream, uint64_t event);
     /* Lets the stream wait for the event's latest record before what it's given next. */
     int32_t (*wait_event)(void *device, uint64_t stream, uint64_t event);

@@ -5,8 +5,10 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use kvstored_core::Namespace;
 use kvstored_plugin::abi;
 
+use crate::describe::{MOST_BYTES, described};
 use crate::shared::Shared;
 
 /// The longest message of a plugin that is kept.
@@ -24,6 +26,7 @@ pub(crate) fn leak_table(shared: &Arc<Shared>) -> *const abi::Host {
         complete: Some(complete),
         stored: Some(stored),
         removed: Some(removed),
+        describe: Some(describe),
     }))
 }
 
@@ -122,6 +125,33 @@ unsafe fn named(context: *mut c_void, first: *const abi::Key, count: u64, here: 
                 shared.breach(&format!("it named {count} blocks in one call, at {first:p}"));
             } else {
                 shared.told(keys(first, count), here);
+            }
+        });
+    }
+}
+
+unsafe extern "C" fn describe(context: *mut c_void, info: *const abi::Namespace) {
+    /// What a plugin of 1.1 has of it, and more than any later version has.
+    const SIZES: std::ops::RangeInclusive<usize> = size_of::<abi::Namespace>()..=4096;
+    // SAFETY: the plugin passes the table's context and lends the namespace, whose first field is its size.
+    unsafe {
+        called(context, |shared| {
+            if info.is_null() || !info.is_aligned() || !SIZES.contains(&((*info).struct_size as usize)) {
+                shared.breach(&format!("it described a namespace that can't be, at {info:p}"));
+                return;
+            }
+            let (digest, text) = (Namespace((*info).digest), (*info).description);
+            if text.data.is_null() || text.length > MOST_BYTES {
+                tracing::warn!(tier = %shared.name, namespace = %digest, bytes = text.length, "a namespace without a \
+                    description that can be read");
+                return;
+            }
+            let bytes = std::slice::from_raw_parts(text.data.cast::<u8>(), text.length as usize);
+            match described(bytes, &digest) {
+                Ok(info) => shared.described(info),
+                Err(error) => {
+                    tracing::warn!(tier = %shared.name, %error, "what the plugin says of a namespace isn't taken");
+                }
             }
         });
     }

@@ -1,31 +1,22 @@
-//! The one thread that calls a plugin, and the one that watches how long that takes.
+//! The one thread that calls a plugin.
 #![allow(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::c_void;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use kvstored_core::{Action, Arena, Durability, Error, ErrorKind, Namespace, NamespaceInfo, Result};
 use kvstored_plugin::abi;
+use parking_lot::MutexGuard;
 
 use crate::callbacks::leak_table;
+use crate::describe::describe;
+use crate::flow::{Flow, Job};
 use crate::library::Functions;
-use crate::shared::{Mode, Shared, Telling, to_abi};
-
-/// Something to do with the plugin.
-pub(crate) enum Job {
-    /// Hand operations over, by their tickets.
-    Submit(Vec<u64>),
-    /// Forget blocks.
-    Remove(Vec<abi::Key>),
-    /// Whatever somebody waits for, and how long it may take.
-    Call(Duration, Box<dyn FnOnce(&mut Plugin) + Send>),
-    /// Close the tier and end the thread.
-    Close(SyncSender<()>),
-}
+use crate::shared::{Mode, Shared, to_abi};
 
 /// An open tier of a plugin.
 pub(crate) struct Plugin {
@@ -33,6 +24,10 @@ pub(crate) struct Plugin {
     tier: *mut c_void,
     /// Namespaces that it was told of.
     told: HashSet<Namespace>,
+    /// The one of them that operations came for last.
+    last_told: Option<Namespace>,
+    /// What is lent for a call, empty between calls.
+    batch: Vec<abi::Operation>,
     shared: Arc<Shared>,
 }
 
@@ -43,6 +38,8 @@ impl Plugin {
             functions,
             tier: std::ptr::null_mut(),
             told: HashSet::new(),
+            last_told: None,
+            batch: Vec::new(),
             shared,
         }
     }
@@ -136,92 +133,106 @@ impl Plugin {
         }
     }
 
-    /// Tells of the namespaces of operations. Returns those that the plugin refused, and why.
-    fn introduce(&mut self, numbers: &[u64]) -> HashMap<Namespace, Error> {
-        let mut new: Vec<Arc<NamespaceInfo>> = Vec::new();
-        {
-            let mut flow = self.shared.flow.lock();
-            for number in numbers {
-                let Some(ticket) = flow.tickets.get(*number) else {
-                    continue;
-                };
-                let namespace = &ticket.namespace;
-                if !self.told.contains(&namespace.namespace)
-                    && !new.iter().any(|other| other.namespace == namespace.namespace)
-                {
-                    new.push(namespace.clone());
+    /// Does what isn't about operations. A plugin that broke the contract is asked nothing.
+    fn answer(&mut self, job: Job) {
+        if self.shared.is_broken() {
+            return;
+        }
+        match job {
+            Job::Remove(keys) => {
+                if let Err(error) = self.remove(&keys) {
+                    tracing::warn!(%error, "blocks are not removed from the plugin");
                 }
             }
+            Job::Call(_, call) => call(self),
+            Job::Submit(_) | Job::Close(_) => {}
         }
-        let refused = |info: Arc<NamespaceInfo>| {
-            let error = self.open_namespace(&info).err()?;
-            Some((info.namespace, error))
+    }
+
+    /// The namespaces of operations that the plugin wasn't told of.
+    fn unknown(&mut self, flow: &mut Flow, numbers: &[u64]) -> Vec<Arc<NamespaceInfo>> {
+        let mut unknown: Vec<Arc<NamespaceInfo>> = Vec::new();
+        for number in numbers {
+            let Some(ticket) = flow.tickets.get(*number) else {
+                continue;
+            };
+            let digest = ticket.namespace.namespace;
+            if self.last_told == Some(digest) {
+                continue;
+            }
+            if self.told.contains(&digest) {
+                self.last_told = Some(digest);
+            } else if !unknown.iter().any(|other| other.namespace == digest) {
+                unknown.push(ticket.namespace.clone());
+            }
+        }
+        unknown
+    }
+
+    /// Tells of a namespace, and takes back those of the operations that are for it if the plugin refuses.
+    fn introduce(&mut self, shared: &Shared, info: &NamespaceInfo, numbers: &[u64]) {
+        let Err(error) = self.open_namespace(info) else {
+            return;
         };
-        new.into_iter().filter_map(refused).collect()
+        let of_it: Vec<u64> = {
+            let mut flow = shared.flow.lock();
+            let of_it = |number: &&u64| {
+                let ticket = flow.tickets.get(**number);
+                ticket.is_some_and(|ticket| ticket.namespace.namespace == info.namespace)
+            };
+            numbers.iter().filter(of_it).copied().collect()
+        };
+        shared.withdraw(&of_it, &error);
     }
 
     /// Hands operations over that still wait.
-    fn submit(&mut self, numbers: &[u64]) {
-        let shared = self.shared.clone();
+    fn submit<'a>(&mut self, shared: &'a Shared, mut flow: MutexGuard<'a, Flow>, numbers: &[u64]) {
         if shared.is_broken() {
+            drop(flow);
             shared.withdraw(numbers, &shared.refusal());
             return;
         }
-        let refused = self.introduce(numbers);
-        for (namespace, error) in &refused {
-            let mut flow = shared.flow.lock();
-            let tickets = &mut flow.tickets;
-            let of_it = |number: &&u64| {
-                let ticket = tickets.get(**number);
-                ticket.is_some_and(|ticket| ticket.namespace.namespace == *namespace)
-            };
-            let of_it: Vec<u64> = numbers.iter().filter(of_it).copied().collect();
+        let unknown = self.unknown(&mut flow, numbers);
+        if !unknown.is_empty() {
             drop(flow);
-            shared.withdraw(&of_it, error);
-        }
-        let mut batch = Vec::with_capacity(numbers.len());
-        let mut memories: Vec<Box<abi::Memory>> = Vec::new();
-        {
-            let mut flow = shared.flow.lock();
-            for number in numbers {
-                // those that took too long in the queue are gone
-                let Some(ticket) = flow.tickets.get(*number) else {
-                    continue;
-                };
-                ticket.lent = true;
-                let (action, durability) = match ticket.action {
-                    Action::Write(Durability::Memory) => (abi::WRITE, abi::MEMORY),
-                    Action::Write(Durability::Tier) => (abi::WRITE, abi::TIER),
-                    Action::Write(Durability::Durable) => (abi::WRITE, abi::DURABLE),
-                    Action::Read | Action::Verify => (abi::READ, 0),
-                };
-                batch.push(abi::Operation {
-                    struct_size: size_of::<abi::Operation>() as u32,
-                    action,
-                    ticket: *number,
-                    key: to_abi(&ticket.key()),
-                    data: ticket.buffer.address().cast(),
-                    length: ticket.namespace.layout.image_bytes() as u64,
-                    durability,
-                    reserved: 0,
-                    memory: memory_of(ticket.buffer.arena(), &mut memories),
-                });
+            for info in unknown {
+                self.introduce(shared, &info, numbers);
             }
+            flow = shared.flow.lock();
         }
-        if !batch.is_empty() {
+        let mut memories: Vec<Box<abi::Memory>> = Vec::new();
+        for number in numbers {
+            // those that took too long in the queue are gone
+            let Some(ticket) = flow.tickets.get(*number) else {
+                continue;
+            };
+            ticket.lent = true;
+            let (action, durability) = match ticket.action {
+                Action::Write(Durability::Memory) => (abi::WRITE, abi::MEMORY),
+                Action::Write(Durability::Tier) => (abi::WRITE, abi::TIER),
+                Action::Write(Durability::Durable) => (abi::WRITE, abi::DURABLE),
+                Action::Read | Action::Verify => (abi::READ, 0),
+            };
+            self.batch.push(abi::Operation {
+                struct_size: size_of::<abi::Operation>() as u32,
+                action,
+                ticket: *number,
+                key: to_abi(&ticket.key()),
+                data: ticket.buffer.address().cast(),
+                length: ticket.namespace.layout.image_bytes() as u64,
+                durability,
+                reserved: 0,
+                memory: memory_of(ticket.buffer.arena(), &mut memories),
+            });
+        }
+        drop(flow);
+        if !self.batch.is_empty() {
             // SAFETY: the tier is open; the batch and the memories it points to are lent for the call, the buffers until
             // each operation ends, which their tickets' guards see to.
-            unsafe { (self.functions.submit)(self.tier, batch.as_ptr(), batch.len() as u64) }
+            unsafe { (self.functions.submit)(self.tier, self.batch.as_ptr(), self.batch.len() as u64) }
+            self.batch.clear();
         }
     }
-}
-
-/// Identity and layout as JSON, as in a manifest of the Posix tier.
-fn describe(info: &NamespaceInfo) -> Result<String> {
-    let shards = info.layout.shards().iter();
-    let layout: Vec<&[u32]> = shards.map(|shard| shard.tensor_bytes.as_slice()).collect();
-    serde_json::to_string(&serde_json::json!({"identity": info.identity, "layout": layout}))
-        .map_err(|error| Error::internal(format!("a namespace's description: {error}")))
 }
 
 /// The description of an arena, null for one that can't be registered. Boxes, because pointers to them are given away.
@@ -256,109 +267,52 @@ unsafe impl Send for OnItsWay {}
 pub(crate) fn run(plugin: OnItsWay) {
     let OnItsWay(mut plugin) = plugin;
     let shared = plugin.shared.clone();
+    let mut numbers = Vec::new();
+    let mut flow = shared.flow.lock();
     loop {
-        let job = {
-            let mut jobs = shared.jobs.lock();
-            loop {
-                match jobs.queue.pop_front() {
-                    Some(job) => break job,
-                    None if jobs.ended => return,
-                    None => shared.job_came.wait(&mut jobs),
-                }
+        let job = loop {
+            match flow.next_job(&mut numbers) {
+                Some(job) => break job,
+                None if flow.has_ended() => return,
+                None => shared.job_came.wait(&mut flow),
             }
         };
-        let limit = match &job {
-            Job::Call(limit, _) => *limit,
-            _ => shared.settings.timeout,
+        let usual = || shared.runtime.deadline(shared.settings.timeout);
+        let deadline = match &job {
+            // operations have theirs, which saves asking the clock
+            Job::Submit(_) => flow.operations_deadline().unwrap_or_else(usual),
+            Job::Call(limit, _) => shared.runtime.deadline(*limit),
+            _ => usual(),
         };
-        {
-            let deadline = shared.runtime.deadline(limit);
-            let mut flow = shared.flow.lock();
-            flow.call_deadline = Some(deadline);
-            shared.watch_until(&mut flow, deadline);
-        }
+        flow.call_deadline = Some(deadline);
+        shared.watch_until(&mut flow, deadline);
         let mut closing = None;
         match job {
-            Job::Submit(numbers) => plugin.submit(&numbers),
+            Job::Submit(_) => plugin.submit(&shared, flow, &numbers),
             Job::Close(done) => {
+                drop(flow);
                 if !shared.is_broken() {
                     plugin.close();
                 }
                 // whoever waits for what comes behind hears that it never will
-                let behind = {
-                    let mut jobs = shared.jobs.lock();
-                    jobs.ended = true;
-                    std::mem::take(&mut jobs.queue)
-                };
+                let behind = shared.flow.lock().end();
                 drop(behind);
                 closing = Some(done);
             }
-            // a plugin that broke the contract is asked nothing
-            _ if shared.is_broken() => {}
-            Job::Remove(keys) => {
-                if let Err(error) = plugin.remove(&keys) {
-                    tracing::warn!(%error, "blocks are not removed from the plugin");
-                }
+            other => {
+                drop(flow);
+                plugin.answer(other);
             }
-            Job::Call(_, call) => call(&mut plugin),
         }
-        shared.flow.lock().call_deadline = None;
+        flow = shared.flow.lock();
+        flow.call_deadline = None;
         if shared.mode() == Mode::Stalled {
             shared.watch.notify_all();
         }
         if let Some(done) = closing {
+            drop(flow);
             let _ = done.send(());
             return;
-        }
-    }
-}
-
-/// The thread that watches: ends what takes too long, and has the plugin asked again once nothing does.
-pub(crate) fn watch(shared: &Shared) {
-    let mut flow = shared.flow.lock();
-    while !flow.ending {
-        let now = shared.runtime.clock.now();
-        let expired = flow.tickets.expire(Some(now));
-        let overdue = flow.call_deadline.is_some_and(|deadline| deadline <= now);
-        let (held, held_bytes) = flow.tickets.held();
-        if !expired.is_empty() || overdue || held > 0 {
-            let reason = format!(
-                "it took longer than {} ms and keeps {held} buffers ({held_bytes} bytes)",
-                shared.settings.timeout.as_millis()
-            );
-            if shared.enter(Mode::Stalled, &reason) {
-                shared.faults.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                tracing::error!(tier = %shared.name, reason, "the plugin is left out until it answers");
-            }
-        } else if shared.mode() == Mode::Stalled && shared.enter(Mode::Serving, "") {
-            tracing::info!(tier = %shared.name, "the plugin answers again");
-        }
-        if !expired.is_empty() {
-            flow.telling += expired.len();
-            drop(flow);
-            for (buffer, completion, _) in expired {
-                let _telling = Telling(shared);
-                let error = Error::new(
-                    ErrorKind::TimedOut,
-                    format!("no answer in {} ms", shared.settings.timeout.as_millis()),
-                );
-                completion(buffer, Err(error.with("tier", &shared.name)));
-            }
-            flow = shared.flow.lock();
-            continue;
-        }
-        // an overdue call ends with a notification, not at a time
-        let call = flow.call_deadline.filter(|_| !overdue);
-        let next = [flow.tickets.next_deadline(), call].into_iter().flatten().min();
-        flow.next_look = next;
-        match next {
-            Some(deadline) => {
-                let pause = deadline.saturating_duration_since(shared.runtime.clock.now());
-                shared
-                    .watch
-                    .wait_for(&mut flow, pause.max(Duration::from_millis(1)));
-            }
-            None => shared.watch.wait(&mut flow),
         }
     }
 }

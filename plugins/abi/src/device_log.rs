@@ -19,6 +19,7 @@ pub(crate) fn leak_table(plugin: &str) -> *const abi::Host {
         complete: None,
         stored: None,
         removed: None,
+        describe: None,
     }))
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::{Error, Result, Runtime};
 
 use crate::device::PluginDevice;
@@ -52,13 +53,19 @@ impl PluginDirectory {
         Self { path, probe }
     }
 
-    /// Loads a plugin and opens its tier.
+    /// Loads a plugin and opens its tier, within those quotas.
     ///
     /// Fails with `PermissionDenied` where others could have put something into its place, `Mismatch` where it isn't the
     /// one that is listed, `Unsupported` for another version of the interface, `InvalidInput` or `TimedOut` where it
     /// can't be loaded, and as the plugin's own `open` does.
-    pub fn open(&self, name: &str, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<PluginTier>> {
-        PluginTier::open(self.load(name, runtime)?, settings, runtime)
+    pub fn open(
+        &self,
+        name: &str,
+        settings: PluginSettings,
+        quotas: Option<Arc<QuotaLedger>>,
+        runtime: &Runtime,
+    ) -> Result<Arc<PluginTier>> {
+        PluginTier::open(self.load(name, runtime)?, settings, quotas, runtime)
     }
 
     /// Loads a plugin and opens its device. Fails as [`PluginDirectory::open`] does.

@@ -8,12 +8,15 @@ use kvstored_core::index::BlockIndex;
 use kvstored_core::{BlockHash, BlockKey, EventSink, Namespace};
 use parking_lot::RwLock;
 
-type Blocks = Arc<RwLock<BlockIndex<()>>>;
+use crate::quota::Quotas;
+
+/// The blocks of a namespace.
+pub(crate) type Blocks = Arc<RwLock<BlockIndex<()>>>;
 
 /// The blocks of a tier, by namespace.
-#[derive(Default)]
 pub(crate) struct Index {
     namespaces: RwLock<HashMap<Namespace, Blocks>>,
+    quotas: Arc<Quotas>,
     events: OnceLock<EventSink>,
     /// Blocks of all namespaces.
     count: AtomicU64,
@@ -24,6 +27,16 @@ impl Index {
     pub const MOST_NAMESPACES: usize = 65_536;
     /// Most blocks that are kept track of: a few GiB of memory.
     pub const MOST_BLOCKS: u64 = 64 << 20;
+
+    /// No blocks yet; what comes and goes is told to those books.
+    pub fn new(quotas: Arc<Quotas>) -> Self {
+        Self {
+            namespaces: RwLock::default(),
+            quotas,
+            events: OnceLock::new(),
+            count: AtomicU64::new(0),
+        }
+    }
 
     pub fn observe(&self, events: EventSink) {
         let _ = self.events.set(events);
@@ -47,6 +60,7 @@ impl Index {
         let mut blocks = blocks.write();
         if blocks.insert(key.hash, ()).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
+            self.quotas.came(key);
             if let Some(events) = self.events.get() {
                 events.stored(&key.namespace, &key.hash);
             }
@@ -63,6 +77,10 @@ impl Index {
         let there = blocks.remove(hash).is_some();
         if there {
             self.count.fetch_sub(1, Ordering::Relaxed);
+            self.quotas.left(&BlockKey {
+                namespace: *namespace,
+                hash: *hash,
+            });
             if let Some(events) = self.events.get() {
                 events.removed(namespace, hash);
             }
@@ -87,6 +105,7 @@ impl Index {
                 blocks.iter().for_each(|(hash, ())| events.removed(&digest, hash));
             }
             self.count.fetch_sub(blocks.len() as u64, Ordering::Relaxed);
+            self.quotas.left_all(&digest, blocks.len() as u64);
             blocks.clear();
         }
         dropped

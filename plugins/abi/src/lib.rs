@@ -16,13 +16,16 @@
 
 mod callbacks;
 mod caller;
+mod describe;
 mod device;
 mod device_functions;
 mod device_log;
 mod directory;
+mod flow;
 mod index;
 mod library;
 mod probe;
+mod quota;
 mod shared;
 mod tickets;
 mod tier;
@@ -30,6 +33,8 @@ mod transport;
 mod transport_functions;
 mod transport_moves;
 mod trust;
+mod untold;
+mod watch;
 
 pub use device::PluginDevice;
 pub use directory::{PluginDirectory, PluginSettings};

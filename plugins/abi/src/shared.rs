@@ -1,20 +1,24 @@
 //! The state behind a plugged-in tier: what is under way, what the plugin is to do next, and what its answers mean.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::{
-    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, Result, Runtime, TierStatistics,
+    Action, BlockHash, BlockKey, Error, ErrorKind, Namespace, NamespaceInfo, Result, Runtime, TierStatistics,
 };
 use kvstored_plugin::abi;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::caller::Job;
 use crate::directory::PluginSettings;
+use crate::flow::{Flow, Job};
 use crate::index::Index;
-use crate::tickets::{Ended, Ticket, Tickets};
+use crate::quota::Quotas;
+use crate::tickets::{Ended, Ticket};
+use crate::untold::{Telling, Untold};
 
 /// Whether the plugin is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,59 +34,28 @@ pub(crate) enum Mode {
     Stopped,
 }
 
-/// What is under way.
-#[derive(Default)]
-pub(crate) struct Flow {
-    pub tickets: Tickets,
-    /// Operations that the plugin has ended and whose callers are being told.
-    pub telling: usize,
-    /// When the call that the plugin is in will have taken too long.
-    pub call_deadline: Option<Instant>,
-    /// When the watchdog looks by itself; `None` while it sleeps until it's woken.
-    pub next_look: Option<Instant>,
-    /// The tier has stopped: nothing is taken any more.
-    pub ending: bool,
-}
-
-impl Flow {
-    /// Operations whose callers don't know the outcome yet.
-    pub fn waiting(&self) -> usize {
-        self.tickets.waiting() + self.telling
-    }
-}
-
-/// A caller is being told; ends also if that panics.
-pub(crate) struct Telling<'a>(pub &'a Shared);
-
-impl Drop for Telling<'_> {
-    fn drop(&mut self) {
-        let mut flow = self.0.flow.lock();
-        flow.telling -= 1;
-        self.0.tell_if_idle(&flow);
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Jobs {
-    pub queue: VecDeque<Job>,
-    pub ended: bool,
-}
-
 pub(crate) struct Shared {
     /// As pipelines write it.
     pub name: String,
     pub settings: PluginSettings,
     pub runtime: Runtime,
     pub index: Index,
+    pub quotas: Arc<Quotas>,
+    /// Namespaces that the plugin told of.
+    pub described: RwLock<HashMap<Namespace, Arc<NamespaceInfo>>>,
     pub flow: Mutex<Flow>,
     /// Wakes the watchdog.
     pub watch: Condvar,
     /// Nobody waits for an operation any more.
     pub idle: Condvar,
-    pub jobs: Mutex<Jobs>,
+    /// Wakes the plugin's thread.
     pub job_came: Condvar,
+    /// Operations whose callers don't know the outcome yet. Grows only under the lock of `flow`.
+    untold: AtomicUsize,
     pub quarantined: AtomicU64,
     pub faults: AtomicU64,
+    /// Writes that a quota refused.
+    pub over_quota: AtomicU64,
     /// The latest that the plugin said of itself.
     pub statistics: Mutex<TierStatistics>,
     pub reason: Mutex<String>,
@@ -95,7 +68,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(plugin: &str, settings: PluginSettings, runtime: Runtime) -> Arc<Self> {
+    pub fn new(
+        plugin: &str,
+        settings: PluginSettings,
+        ledger: Option<Arc<QuotaLedger>>,
+        runtime: Runtime,
+    ) -> Arc<Self> {
+        let quotas = Quotas::new(ledger);
         Arc::new(Self {
             name: settings
                 .tier_name
@@ -103,14 +82,17 @@ impl Shared {
                 .unwrap_or_else(|| format!("Plugin({plugin})")),
             settings,
             runtime,
-            index: Index::default(),
+            index: Index::new(quotas.clone()),
+            quotas,
+            described: RwLock::default(),
             flow: Mutex::default(),
             watch: Condvar::new(),
             idle: Condvar::new(),
-            jobs: Mutex::default(),
             job_came: Condvar::new(),
+            untold: AtomicUsize::new(0),
             quarantined: AtomicU64::new(0),
             faults: AtomicU64::new(0),
+            over_quota: AtomicU64::new(0),
             statistics: Mutex::default(),
             reason: Mutex::default(),
             last_complaint: Mutex::default(),
@@ -166,23 +148,26 @@ impl Shared {
         }
     }
 
+    /// Operations whose callers don't know the outcome yet.
+    pub fn untold(&self) -> usize {
+        self.untold.load(Ordering::Acquire)
+    }
+
+    /// So many operations have entered; with the lock of `flow` held.
+    pub fn entered(&self, count: usize) {
+        self.untold.fetch_add(count, Ordering::AcqRel);
+    }
+
     /// Takes operations back that the plugin hasn't got, and ends them.
     pub fn withdraw(&self, numbers: &[u64], error: &Error) {
         let withdrawn: Vec<_> = {
             let mut flow = self.flow.lock();
             let taken = numbers.iter().filter_map(|number| flow.tickets.withdraw(*number));
-            let taken = taken.collect();
-            self.tell_if_idle(&flow);
-            taken
+            taken.collect()
         };
         for (buffer, completion) in withdrawn {
+            let _telling = Telling(self);
             completion(buffer, Err(error.clone()));
-        }
-    }
-
-    fn tell_if_idle(&self, flow: &Flow) {
-        if flow.waiting() == 0 {
-            self.idle.notify_all();
         }
     }
 
@@ -222,12 +207,8 @@ impl Shared {
         let ended = {
             let mut flow = self.flow.lock();
             let ended = flow.tickets.end(number);
-            match ended {
-                Ended::Now(_) => flow.telling += 1,
-                Ended::Late => {
-                    self.watch.notify_all();
-                }
-                Ended::Never => {}
+            if matches!(ended, Ended::Late) {
+                self.watch.notify_all();
             }
             ended
         };
@@ -239,6 +220,7 @@ impl Shared {
             Ended::Now(mut ticket) => {
                 let _telling = Telling(self);
                 let outcome = self.judge(&ticket, status, transferred, message);
+                drop(ticket.charge.take());
                 if let Some(completion) = ticket.completion.take() {
                     completion(ticket.buffer, outcome);
                 }
@@ -315,14 +297,19 @@ impl Shared {
 
     /// Puts a job into the queue; gives it back where there's no room.
     pub fn queue(&self, job: Job) -> std::result::Result<(), Job> {
-        let mut jobs = self.jobs.lock();
-        if jobs.ended || jobs.queue.len() >= self.settings.queue_depth.max(1) {
-            return Err(job);
-        }
-        jobs.queue.push_back(job);
-        drop(jobs);
+        self.flow.lock().queue(job, self.settings.queue_depth.max(1))?;
         self.job_came.notify_one();
         Ok(())
+    }
+
+    /// The plugin says what a namespace is.
+    pub fn described(&self, info: NamespaceInfo) {
+        let mut described = self.described.write();
+        let room = described.len() < Index::MOST_NAMESPACES;
+        if room && let Entry::Vacant(place) = described.entry(info.namespace) {
+            self.quotas.belongs(&info);
+            place.insert(Arc::new(info));
+        }
     }
 
     /// The plugin says that blocks are here, or have left.
@@ -346,6 +333,20 @@ impl Shared {
                 );
             }
         }
+    }
+}
+
+impl Untold for Shared {
+    fn take_one(&self) -> usize {
+        self.untold.fetch_sub(1, Ordering::AcqRel)
+    }
+
+    fn pass_lock(&self) {
+        drop(self.flow.lock());
+    }
+
+    fn wake(&self) {
+        self.idle.notify_all();
     }
 }
 

@@ -11,6 +11,8 @@ use std::time::Instant;
 use kvstored_core::tier::Completion;
 use kvstored_core::{Action, BlockHash, BlockKey, NamespaceInfo, Operation, SlotGuard};
 
+use crate::quota::Charge;
+
 /// Deadlines of operations that have ended and that are never worth going through.
 const FEW: usize = 64;
 
@@ -20,6 +22,8 @@ pub(crate) struct Ticket {
     pub hash: BlockHash,
     pub action: Action,
     pub buffer: SlotGuard,
+    /// What a write is charged for, where there are quotas.
+    pub charge: Option<Charge>,
     /// `None` once its caller was told.
     pub completion: Option<Completion>,
     /// The plugin has it.
@@ -71,13 +75,8 @@ impl Tickets {
         (self.held, self.held_bytes)
     }
 
-    /// Operations whose callers wait.
-    pub fn waiting(&self) -> usize {
-        self.count() - self.held as usize
-    }
-
     /// Enters an operation.
-    pub fn enter(&mut self, operation: Operation, deadline: Instant) -> u64 {
+    pub fn enter(&mut self, operation: Operation, charge: Option<Charge>, deadline: Instant) -> u64 {
         let number = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place {
                 generation: 0,
@@ -94,6 +93,7 @@ impl Tickets {
             hash: operation.hash,
             action: operation.action,
             buffer: operation.buffer,
+            charge,
             completion: Some(operation.completion),
             lent: false,
             revoked: false,
@@ -123,15 +123,15 @@ impl Tickets {
         if !self.get(ticket).is_some_and(|known| known.lent) {
             return Ended::Never;
         }
-        match self.take(ticket) {
-            Some(ended) if ended.completion.is_some() => Ended::Now(ended),
-            Some(ended) => {
-                self.held -= 1;
-                self.held_bytes -= ended.buffer.length() as u64;
-                Ended::Late
-            }
-            None => Ended::Never,
+        let Some(ended) = self.take(ticket) else {
+            return Ended::Never;
+        };
+        if ended.completion.is_some() {
+            return Ended::Now(ended);
         }
+        self.held -= 1;
+        self.held_bytes -= ended.buffer.length() as u64;
+        Ended::Late
     }
 
     /// Takes an operation back that the plugin hasn't got.
@@ -230,14 +230,14 @@ mod tests {
     fn a_ticket_ends_once_and_only_after_it_was_lent() {
         let mut tickets = Tickets::default();
         let deadline = Runtime::system().deadline(Duration::from_secs(1));
-        let number = tickets.enter(operation(), deadline);
+        let number = tickets.enter(operation(), None, deadline);
         assert!(matches!(tickets.end(number), Ended::Never));
         tickets.get(number).unwrap().lent = true;
         assert!(tickets.withdraw(number).is_none());
         assert!(matches!(tickets.end(number), Ended::Now(_)));
         assert!(matches!(tickets.end(number), Ended::Never));
         // the place has another ticket now
-        let next = tickets.enter(operation(), deadline);
+        let next = tickets.enter(operation(), None, deadline);
         tickets.get(next).unwrap().lent = true;
         assert!(next != number && matches!(tickets.end(number), Ended::Never));
         assert_eq!(tickets.count(), 1);
@@ -247,11 +247,11 @@ mod tests {
     fn a_buffer_is_held_until_it_is_given_back() {
         let mut tickets = Tickets::default();
         let deadline = Runtime::system().deadline(Duration::ZERO);
-        let numbers = [0, 1].map(|_| tickets.enter(operation(), deadline));
+        let numbers = [0, 1].map(|_| tickets.enter(operation(), None, deadline));
         tickets.get(numbers[0]).unwrap().lent = true;
         assert_eq!(tickets.expire(Some(deadline)).len(), 2);
         // the one that the plugin hasn't got is free
-        assert_eq!((tickets.count(), tickets.waiting(), tickets.held().0), (1, 0, 1));
+        assert_eq!((tickets.count(), tickets.held().0), (1, 1));
         assert!(tickets.expire(None).is_empty() && tickets.next_deadline().is_none());
         assert!(matches!(tickets.end(numbers[0]), Ended::Late));
         assert_eq!((tickets.count(), tickets.held()), (0, (0, 0)));
@@ -261,9 +261,9 @@ mod tests {
     fn deadlines_of_what_has_ended_take_no_memory() {
         let mut tickets = Tickets::default();
         let deadline = Runtime::system().deadline(Duration::from_secs(1));
-        let first = tickets.enter(operation(), deadline);
+        let first = tickets.enter(operation(), None, deadline);
         for _ in 0..10 * FEW {
-            let number = tickets.enter(operation(), deadline);
+            let number = tickets.enter(operation(), None, deadline);
             assert!(tickets.withdraw(number).is_some());
         }
         assert!(tickets.deadlines.len() <= 2 * tickets.places.len() + FEW);

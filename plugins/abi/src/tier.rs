@@ -1,11 +1,13 @@
 //! The tier's contract over a plugin.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{
     Action, BlockHash, BlockKey, Durability, Error, ErrorKind, EventSink, Namespace, NamespaceInfo,
@@ -13,10 +15,15 @@ use kvstored_core::{
 };
 use parking_lot::Mutex;
 
-use crate::caller::{self, Job, OnItsWay, Plugin, call};
+use crate::caller::{self, OnItsWay, Plugin, call};
 use crate::directory::PluginSettings;
+use crate::flow::Job;
+use crate::index::Blocks;
 use crate::library::{Loaded, PluginFacts};
+use crate::quota::Charge;
 use crate::shared::{Mode, Shared};
+use crate::untold::Telling;
+use crate::watch::watch;
 
 /// How long `open` may take, which may read an index.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,11 +42,16 @@ pub struct PluginTier {
 }
 
 impl PluginTier {
-    pub(crate) fn open(loaded: Loaded, settings: PluginSettings, runtime: &Runtime) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        loaded: Loaded,
+        settings: PluginSettings,
+        quotas: Option<Arc<QuotaLedger>>,
+        runtime: &Runtime,
+    ) -> Result<Arc<Self>> {
         let Loaded { facts, functions, .. } = loaded;
         let functions =
             functions.ok_or_else(|| Error::invalid(format!("plugin {}: it has no tier", facts.name)))?;
-        let shared = Shared::new(&facts.name, settings, runtime.clone());
+        let shared = Shared::new(&facts.name, settings, quotas, runtime.clone());
         let plugin = OnItsWay(Plugin::new(functions, shared.clone()));
         let watched = shared.clone();
         let tier = Arc::new(Self {
@@ -52,10 +64,9 @@ impl PluginTier {
             .spawner
             .spawn(&name, Box::new(move || caller::run(plugin)))?;
         tier.threads.lock().push(calling);
-        let watching = runtime.spawner.spawn(
-            &format!("{name}-watch"),
-            Box::new(move || caller::watch(&watched)),
-        );
+        let watching = runtime
+            .spawner
+            .spawn(&format!("{name}-watch"), Box::new(move || watch(&watched)));
         let opened = watching.and_then(|watching| {
             tier.threads.lock().push(watching);
             call(&tier.shared, "open", OPEN_TIMEOUT, Plugin::open)
@@ -76,16 +87,14 @@ impl PluginTier {
         self.shared.mode() == Mode::Serving
     }
 
-    /// What can be answered without the plugin.
-    fn answer(&self, operation: &Operation) -> Option<Result<()>> {
+    /// What can be answered without the plugin, from the blocks of the operation's namespace.
+    fn answer(&self, operation: &Operation, blocks: Option<&Blocks>) -> Option<Result<()>> {
         if !self.serves() {
             return Some(Err(self.shared.refusal()));
         }
-        let namespace = &operation.namespace;
-        if let Err(error) = namespace.check_size(&operation.buffer) {
+        if let Err(error) = operation.namespace.check_size(&operation.buffer) {
             return Some(Err(error.with("tier", self.name())));
         }
-        let blocks = self.shared.index.get(&namespace.namespace);
         let here = blocks.is_some_and(|blocks| blocks.read().get(&operation.hash).is_some());
         match (operation.action, here) {
             (Action::Write(_), true) => Some(Ok(())),
@@ -98,11 +107,48 @@ impl PluginTier {
         }
     }
 
+    /// Takes those out of a batch that can be answered without the plugin.
+    fn answered(&self, batch: &mut Vec<Operation>) -> Vec<(Operation, Result<()>)> {
+        let mut of: Option<(Namespace, Option<Blocks>)> = None;
+        let answer = Cell::new(None);
+        let has_answer = |operation: &mut Operation| {
+            let namespace = &operation.namespace.namespace;
+            if of.as_ref().is_none_or(|(last, _)| last != namespace) {
+                of = Some((*namespace, self.shared.index.get(namespace)));
+            }
+            let blocks = of.as_ref().and_then(|(_, blocks)| blocks.as_ref());
+            let found = self.answer(operation, blocks);
+            let is_some = found.is_some();
+            answer.set(found);
+            is_some
+        };
+        batch
+            .extract_if(.., has_answer)
+            .filter_map(|operation| answer.take().map(|answer| (operation, answer)))
+            .collect()
+    }
+
+    /// Charges a write to its tenant and namespace. Fails with `QuotaExceeded`.
+    fn charge(&self, operation: &Operation) -> Result<Option<Charge>> {
+        if !matches!(operation.action, Action::Write(_)) {
+            return Ok(None);
+        }
+        let namespace = &operation.namespace;
+        let charged = self
+            .shared
+            .quotas
+            .charge(namespace, namespace.key(operation.hash));
+        charged.map_err(|error| {
+            self.shared.over_quota.fetch_add(1, Ordering::Relaxed);
+            error.with("tier", self.name())
+        })
+    }
+
     /// Waits until nobody waits for an operation any more.
     fn wait_idle(&self, deadline: Instant) -> Result<()> {
         let mut flow = self.shared.flow.lock();
         loop {
-            let waiting = flow.waiting();
+            let waiting = self.shared.untold();
             if waiting == 0 {
                 return Ok(());
             }
@@ -137,7 +183,9 @@ impl Tier for PluginTier {
             "open_namespace",
             self.shared.settings.timeout,
             move |plugin| plugin.open_namespace(&info),
-        )
+        )?;
+        self.shared.quotas.belongs(namespace);
+        Ok(())
     }
 
     fn lookup(&self, namespace: &NamespaceInfo, hashes: &[BlockHash], present: &mut [bool]) {
@@ -156,41 +204,43 @@ impl Tier for PluginTier {
         blocks.map_or(0, |blocks| blocks.read().lookup_on_prefix(hashes))
     }
 
-    fn submit(&self, batch: Vec<Operation>) {
-        let (mut accepted, mut answered) = (Vec::with_capacity(batch.len()), Vec::new());
+    fn submit(&self, mut batch: Vec<Operation>) {
+        let mut answered = self.answered(&mut batch);
+        let mut accepted = Vec::with_capacity(batch.len());
         for operation in batch {
-            match self.answer(&operation) {
-                Some(outcome) => answered.push((operation, outcome)),
-                None => accepted.push(operation),
+            match self.charge(&operation) {
+                Ok(charge) => accepted.push((operation, charge)),
+                Err(error) => answered.push((operation, Err(error))),
             }
         }
         let shared = &self.shared;
-        let full = || Error::new(ErrorKind::Busy, "the plugin's queue is full").with("tier", self.name());
-        let deadline = shared.runtime.deadline(shared.settings.timeout);
-        let mut numbers = Vec::with_capacity(accepted.len());
-        {
+        if !accepted.is_empty() {
+            let most = shared.settings.queue_depth;
+            let full = || Error::new(ErrorKind::Busy, "the plugin's queue is full").with("tier", self.name());
+            let deadline = shared.runtime.deadline(shared.settings.timeout);
+            let mut entered = 0;
             let mut flow = shared.flow.lock();
-            for operation in accepted {
-                if flow.ending {
+            let room = flow.takes_operations(most.max(1));
+            for (operation, charge) in accepted {
+                if flow.ending || flow.has_ended() {
                     answered.push((operation, Err(shared.refusal())));
-                } else if flow.tickets.count() >= shared.settings.queue_depth {
+                } else if !room || flow.tickets.count() >= most {
                     answered.push((operation, Err(full())));
                 } else {
-                    numbers.push(flow.tickets.enter(operation, deadline));
+                    let ticket = flow.tickets.enter(operation, charge, deadline);
+                    flow.queue_operation(ticket, deadline);
+                    entered += 1;
                 }
             }
-            if !numbers.is_empty() {
+            if entered > 0 {
+                shared.entered(entered);
                 shared.watch_until(&mut flow, deadline);
             }
+            drop(flow);
+            shared.job_came.notify_one();
         }
         for (operation, outcome) in answered {
             operation.complete(outcome);
-        }
-        if numbers.is_empty() {
-            return;
-        }
-        if let Err(Job::Submit(numbers)) = shared.queue(Job::Submit(numbers)) {
-            shared.withdraw(&numbers, &full());
         }
     }
 
@@ -250,10 +300,9 @@ impl Tier for PluginTier {
         }
         let mut statistics = shared.statistics.lock().clone();
         (statistics.blocks, statistics.index_bytes) = shared.index.totals();
-        let flow = shared.flow.lock();
-        statistics.queue_depth = flow.waiting() as u64;
-        statistics.held_bytes = flow.tickets.held().1;
-        drop(flow);
+        statistics.refused_writes += shared.over_quota.load(Ordering::Relaxed);
+        statistics.queue_depth = shared.untold() as u64;
+        statistics.held_bytes = shared.flow.lock().tickets.held().1;
         statistics.quarantined_blocks = shared.quarantined.load(Ordering::Relaxed);
         statistics.faults = shared.faults.load(Ordering::Relaxed);
         if matches!(shared.mode(), Mode::Stalled | Mode::Out) {
@@ -269,6 +318,10 @@ impl Tier for PluginTier {
 
     fn namespaces(&self) -> Vec<(Namespace, u64)> {
         self.shared.index.namespaces()
+    }
+
+    fn stored_namespace(&self, namespace: &Namespace) -> Option<Arc<NamespaceInfo>> {
+        self.shared.described.read().get(namespace).cloned()
     }
 
     fn observe(&self, events: EventSink) {
@@ -293,12 +346,14 @@ impl Tier for PluginTier {
             tracing::warn!(%error, "the plugin stops with operations under way");
         }
         let (done, wait) = sync_channel(1);
-        let queued = {
-            let mut jobs = self.shared.jobs.lock();
-            jobs.queue.push_back(Job::Close(done));
-            self.shared.job_came.notify_one();
-            !jobs.ended
-        };
+        // there's always room for this one
+        let queued = self
+            .shared
+            .flow
+            .lock()
+            .queue(Job::Close(done), usize::MAX)
+            .is_ok();
+        self.shared.job_came.notify_one();
         let closed = queued && wait.recv_timeout(self.shared.settings.timeout).is_ok();
         // what never ended ends now; buffers that the plugin has stay its own
         let cancelled = {
@@ -308,6 +363,7 @@ impl Tier for PluginTier {
             flow.tickets.expire(None)
         };
         for (buffer, completion, _) in cancelled {
+            let _telling = Telling(&*self.shared);
             let error = Error::new(ErrorKind::Cancelled, "the tier was shut down");
             completion(buffer, Err(error.with("tier", self.name())));
         }

@@ -50,6 +50,7 @@ impl Moves {
             complete: Some(complete),
             stored: None,
             removed: None,
+            describe: None,
         }))
     }
 

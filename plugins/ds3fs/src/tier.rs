@@ -15,7 +15,7 @@ use kvstored_plugin::{
     Action, Durability, Failure, Host, Key, Kind, NamespaceInfo, Operation, Settings, Statistics, Tier, abi,
 };
 use parking_lot::RwLock;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{Regions, RingSettings, UsrbioEngine};
 use crate::lend::lend;
@@ -36,7 +36,7 @@ pub(crate) struct Ds3fs {
 }
 
 /// What a namespace's digest stands for, as the host describes it.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Description {
     identity: Identity,
     layout: Vec<Vec<u32>>,
@@ -220,8 +220,16 @@ fn engine(
     }
 }
 
-/// Tells the host of every block that is here.
+/// Tells the host of every block that is here, and what their namespaces are.
 fn tell_all(posix: &PosixTier, host: Host) {
+    for (namespace, _) in posix.namespaces() {
+        let info = posix.stored_namespace(&namespace);
+        match info.map(|info| to_host(&info)).transpose() {
+            Ok(Some(info)) => host.describe(&info),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, %namespace, "a namespace can't be described"),
+        }
+    }
     let mut after: Option<BlockKey> = None;
     loop {
         let keys = posix.list(None, after.as_ref(), KEYS_AT_ONCE);
@@ -230,6 +238,24 @@ fn tell_all(posix: &PosixTier, host: Host) {
         let told: Vec<Key> = keys.iter().map(|key| to_abi(&key.namespace, &key.hash)).collect();
         host.stored(&told);
     }
+}
+
+/// A namespace as the host describes one.
+fn to_host(info: &kvstored_core::NamespaceInfo) -> serde_json::Result<NamespaceInfo> {
+    let shards = info.layout.shards().iter();
+    let layout = shards.map(|shard| shard.tensor_bytes.clone()).collect();
+    let description = Description {
+        identity: info.identity.clone(),
+        layout,
+    };
+    Ok(NamespaceInfo {
+        digest: info.namespace.0,
+        image_bytes: info.layout.image_bytes() as u64,
+        payload_bytes: info.layout.payload_bytes() as u64,
+        tenant: info.identity.tenant.clone(),
+        model: info.identity.model.clone(),
+        description: serde_json::to_string(&description)?,
+    })
 }
 
 /// A namespace from its description. Fails with `Unsupported` where there's none, and with `Mismatch` where it's another

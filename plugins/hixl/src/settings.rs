@@ -1,6 +1,7 @@
 //! The plugin's settings.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use kvstored_plugin::{Failure, Kind, Settings};
 
@@ -23,10 +24,36 @@ const KNOWN: [&str; 9] = [
 /// What CANN itself takes where nothing is given.
 const TRAFFIC_CLASS: u8 = 132;
 const SERVICE_LEVEL: u8 = 4;
+/// Ports that are tried at most.
+const MOST_PORTS: u16 = 256;
+
+/// Where the server listens: on the first of those ports that nobody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    pub ip: IpAddr,
+    pub ports: RangeInclusive<u16>,
+}
+
+impl Listen {
+    /// Reads `IP:PORT` and `IP:FIRST-LAST`.
+    fn read(text: &str) -> Option<Self> {
+        let (first, last) = match text.rsplit_once('-') {
+            Some((first, last)) => (first, Some(last.parse::<u16>().ok()?)),
+            None => (text, None),
+        };
+        let first: SocketAddr = first.parse().ok()?;
+        let last = last.unwrap_or(first.port());
+        let wide = last.checked_sub(first.port())? < MOST_PORTS;
+        (first.port() != 0 && wide).then(|| Self {
+            ip: first.ip(),
+            ports: first.port()..=last,
+        })
+    }
+}
 
 pub(crate) struct Options {
     pub endpoint: Endpoint,
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<Listen>,
     /// The device that threads must have, where its card moves the bytes.
     pub device: Option<i32>,
     pub traffic_class: u8,
@@ -50,8 +77,12 @@ impl Options {
             .parse()
             .map_err(|_| invalid(format!("setting address = \"{address}\" is no IP address")))?;
         let listen = settings.get("listen").map(|text| {
-            let parsed = text.parse().ok().filter(|at: &SocketAddr| at.port() != 0);
-            parsed.ok_or_else(|| invalid(format!("setting listen = \"{text}\" is no IP:PORT")))
+            let wrong = || {
+                invalid(format!(
+                    "setting listen = \"{text}\" is no IP:PORT or IP:FIRST-LAST"
+                ))
+            };
+            Listen::read(text).ok_or_else(wrong)
         });
         let device: i32 = settings.parse("device", 0)?;
         let (place, device) = match settings.get("placement").unwrap_or("host") {
@@ -101,4 +132,28 @@ fn endpoint_address(address: IpAddr) -> EndpointAddress {
         }
     };
     EndpointAddress { kind, bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_listens_on_a_port_or_on_one_of_several() {
+        let ports = |text| Listen::read(text).map(|listen| listen.ports);
+        assert_eq!(ports("10.0.0.7:26000"), Some(26_000..=26_000));
+        assert_eq!(ports("10.0.0.7:26000-26007"), Some(26_000..=26_007));
+        assert_eq!(ports("[fd00::7]:26000-26000"), Some(26_000..=26_000));
+        for wrong in [
+            "10.0.0.7",
+            "10.0.0.7:0",
+            "10.0.0.7:0-3",
+            "10.0.0.7:26001-26000",
+            "10.0.0.7:26000-26256",
+            "10.0.0.7:26000-",
+            "10.0.0.7:26000-70000",
+        ] {
+            assert_eq!(ports(wrong), None, "{wrong}");
+        }
+    }
 }

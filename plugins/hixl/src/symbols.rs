@@ -1,7 +1,8 @@
 //! What we use of `libcann_hixl`, declared by ourselves: types, values and functions.
 //!
 //! They are those of the interface as it was published in August 2026. Earlier ones had the same names with other
-//! arguments and layouts, and nothing in the library tells which one it has.
+//! arguments and layouts, and nothing in the library tells which one it has. `tests/headers.sh` compares them with the
+//! vendor's public headers.
 
 use std::ffi::{c_char, c_int, c_void};
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,7 +42,7 @@ pub struct HixlTransport {
     functions: Functions,
     options: Options,
     device: Option<Arc<Device>>,
-    server: Option<Handle>,
+    server: Option<Server>,
     next: AtomicU64,
     state: Mutex<State>,
     /// Calls that change what is registered, one after the other, so that clients know all of it.
@@ -58,15 +59,34 @@ fn text(ip: std::net::IpAddr) -> Result<CString, Failure> {
     CString::new(ip.to_string()).map_err(|_| Failure::new(Kind::Internal, "an address with a zero"))
 }
 
-fn listening(functions: &Functions, options: &Options) -> Result<Option<Handle>, Failure> {
-    let Some(listen) = options.listen else {
+/// A server that peers reach.
+struct Server {
+    handle: Handle,
+    listen: SocketAddr,
+}
+
+/// A server on the first port that it can listen on.
+fn listening(functions: &Functions, options: &Options) -> Result<Option<Server>, Failure> {
+    let Some(listen) = &options.listen else {
         return Ok(None);
     };
-    let ip = text(listen.ip())?;
+    let mut why = Failure::new(Kind::InvalidInput, "no port to listen on");
+    for port in listen.ports.clone() {
+        let at = SocketAddr::new(listen.ip, port);
+        match listening_at(functions, options, at) {
+            Ok(handle) => return Ok(Some(Server { handle, listen: at })),
+            Err(failure) => why = failure,
+        }
+    }
+    Err(why)
+}
+
+fn listening_at(functions: &Functions, options: &Options, at: SocketAddr) -> Result<Handle, Failure> {
+    let ip = text(at.ip())?;
     let description = ServerDescription {
         endpoints: &raw const options.endpoint,
         ip: ip.as_ptr(),
-        port: u32::from(listen.port()),
+        port: u32::from(at.port()),
         endpoint_count: 1,
         reserved: [0; 104],
     };
@@ -83,7 +103,7 @@ fn listening(functions: &Functions, options: &Options) -> Result<Option<Handle>,
         // SAFETY: as above, and it's not used afterwards.
         unsafe { (functions.server_destroy)(server) };
     })?;
-    Ok(Some(server))
+    Ok(server)
 }
 
 impl HixlTransport {
@@ -130,11 +150,11 @@ impl Transport for HixlTransport {
     }
 
     fn address(&self) -> Result<Vec<u8>, Failure> {
-        let listen = self.options.listen.ok_or_else(|| {
+        let server = self.server.as_ref().ok_or_else(|| {
             let message = "peers can't connect: setting listen is missing";
             Failure::new(Kind::Unsupported, message)
         })?;
-        let endpoint = self.options.endpoint;
+        let (listen, endpoint) = (server.listen, self.options.endpoint);
         Ok(ServerAddress { listen, endpoint }.encode())
     }
 
@@ -143,7 +163,7 @@ impl Transport for HixlTransport {
         let _one = self.changing.lock();
         let number = self.number();
         let exposed = if exposed {
-            let server = self.server.ok_or_else(|| {
+            let server = self.server.as_ref().ok_or_else(|| {
                 let message = "memory can't be exposed: setting listen is missing";
                 Failure::new(Kind::Unsupported, message)
             })?;
@@ -156,7 +176,12 @@ impl Transport for HixlTransport {
             let mut handle = std::ptr::null_mut();
             // SAFETY: the server is there, the arguments are lent for the call; the host keeps the memory valid.
             let status = unsafe {
-                (self.functions.server_register)(server, tag.as_ptr(), &raw const memory, &raw mut handle)
+                (self.functions.server_register)(
+                    server.handle,
+                    tag.as_ptr(),
+                    &raw const memory,
+                    &raw mut handle,
+                )
             };
             checked("HixlCSServerRegMem", status)?;
             Some(handle)
@@ -182,9 +207,9 @@ impl Transport for HixlTransport {
             let connections: Vec<_> = state.connections.values().cloned().collect();
             (known.exposed, connections)
         };
-        if let (Some(handle), Some(server)) = (exposed, self.server) {
+        if let (Some(handle), Some(server)) = (exposed, &self.server) {
             // SAFETY: server and handle are there.
-            let status = unsafe { (self.functions.server_unregister)(server, handle) };
+            let status = unsafe { (self.functions.server_unregister)(server.handle, handle) };
             checked("HixlCSServerUnregMem", status)?;
         } else {
             for connection in connections {
@@ -268,9 +293,9 @@ impl Transport for HixlTransport {
 
 impl Drop for HixlTransport {
     fn drop(&mut self) {
-        if let Some(server) = self.server {
+        if let Some(server) = &self.server {
             // SAFETY: the server is there, and not used afterwards.
-            unsafe { (self.functions.server_destroy)(server) };
+            unsafe { (self.functions.server_destroy)(server.handle) };
         }
     }
 }

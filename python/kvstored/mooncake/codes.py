@@ -51,5 +51,6 @@ def store_code(kind: str) -> int:
 
 def told(error: KvstoredError, code: int, what: str) -> int:
     """Logs an error that its caller sees as a number only, and gives that number."""
-    logger.warning("%s: %s (%d)", what, error, code)
+    # as text: a log record that is kept would keep the error's callers, and an engine among them, from ending
+    logger.warning("%s: %s (%d)", what, str(error), code)
     return code

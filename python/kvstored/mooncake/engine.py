@@ -25,6 +25,7 @@ from kvstored import _native
 from kvstored.errors import AlreadyExists, InvalidInput, KvstoredError, NotFound
 from kvstored.mooncake import codes, settings
 from kvstored.mooncake.names import EtcdNames
+from kvstored.mooncake.plugged import PluggedTransport
 
 __all__ = ["TransferEngine", "TransferNotify", "TransferOpcode"]
 
@@ -67,7 +68,8 @@ class TransferEngine:
 
         metadata_server: ``P2PHANDSHAKE``, or ``etcd://HOST:PORT``, where this engine's name is kept and its peers' are
         looked up; any other is accepted and not asked, since peers are found by host and port.
-        protocol: ``tcp``, ``shm``, ``rdma`` or ``auto``. device_name: accepted; devices are found by themselves.
+        protocol: ``tcp``, ``shm``, ``rdma``, ``auto``, or ``ascend`` where a plugin is configured for it
+        (:mod:`kvstored.mooncake.plugged`). device_name: accepted; devices are found by themselves.
         """
         with self._lock:
             if self._native is not None:
@@ -78,15 +80,17 @@ class TransferEngine:
                 found_by_address = metadata_server != _PEER_TO_PEER and names is None
                 self._default_port = _NAMED_PORT if found_by_address else 0
                 security = settings.Security.from_environment()
+                plugged = PluggedTransport.configured()
                 self._timeout_s = settings.timeout_s()
                 listen = settings.address(local_hostname, self._default_port)
                 native = _native.TransferEngine.start(
                     listen,
-                    settings.transports(protocol),
+                    settings.transports(protocol, plugged),
                     security.token,
                     security.certificate,
                     security.key,
                     security.authority,
+                    plugged,
                 )
                 if names is not None:
                     host, _ = settings.host_and_port(local_hostname)

@@ -89,7 +89,7 @@ class EtcdNames:
         try:
             self._ask("lease/revoke", {"ID": lease})
         except Unavailable as error:
-            _logger.warning("a name stays in etcd until its lease ends: %s", error)
+            _logger.warning("a name stays in etcd until its lease ends: %s", str(error))
 
     def _put(self, name: str, address: str) -> None:
         lease = str(self._ask("lease/grant", {"TTL": _LEASE_S}).get("ID"))
@@ -107,12 +107,13 @@ class EtcdNames:
                 reached = True
             except Unavailable as error:
                 if reached:
-                    _logger.warning("the name %s isn't renewed: %s", name, error)
+                    _logger.warning("the name %s isn't renewed: %s", name, str(error))
                 reached = False
 
     def _ask(self, path: str, question: Mapping[str, Any]) -> dict[str, Any]:
         """The first member's answer, or the next one's where that can't be reached."""
-        failure: Exception | None = None
+        # what failed, as text: a kept exception would keep its callers, and an engine among them, from ending
+        failure = ""
         for member in list(self._members):
             url = f"http://{member}/v3/{path}"
             request = urllib.request.Request(
@@ -123,7 +124,7 @@ class EtcdNames:
                     # a stream's answers are one a line
                     answer = json.loads(response.readline())
             except (OSError, ValueError) as error:
-                failure = error
+                failure = str(error)
                 continue
             if isinstance(answer, dict):
                 return answer

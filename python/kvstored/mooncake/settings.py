@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvstored.errors import InvalidInput
+from kvstored.mooncake.plugged import ASCEND_VARIABLE, PluggedTransport
 
 TOKEN_VARIABLE = "KVSTORED_TRANSFER_TOKEN_FILE"
 CERTIFICATE_VARIABLE = "KVSTORED_TRANSFER_TLS_CERTIFICATE"
@@ -25,6 +26,9 @@ PROTOCOLS: Mapping[str, list[str]] = {
     "shm": ["shm", "tcp"],
     "rdma": ["rdma", "tcp"],
 }
+#: The protocol that a plugin speaks, and its transports.
+ASCEND = "ascend"
+_ASCEND_TRANSPORTS = [ASCEND, "tcp"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,19 @@ def timeout_s() -> float:
         raise InvalidInput(f'{TIMEOUT_VARIABLE} is "{text}"; seconds are accepted') from None
 
 
-def transports(protocol: str) -> list[str]:
-    """Transports for Mooncake's word. Raises InvalidInput for one that isn't known here."""
+def transports(protocol: str, plugged: PluggedTransport | None = None) -> list[str]:
+    """Transports for Mooncake's word. Raises InvalidInput for one that isn't known here, and for a plugged-in one that
+    isn't configured.
+    """
+    if protocol == ASCEND:
+        if plugged is None:
+            raise InvalidInput(
+                f'protocol "{ASCEND}" needs a plugin: set {ASCEND_VARIABLE} to Plugin(NAME), e.g. Plugin(hixl)'
+            )
+        return list(_ASCEND_TRANSPORTS)
     known = PROTOCOLS.get(protocol)
     if known is None:
-        words = ", ".join(word for word in PROTOCOLS if word)
+        words = ", ".join(word for word in (*PROTOCOLS, ASCEND) if word)
         raise InvalidInput(f'protocol "{protocol}" is not available here; {words} are')
     return list(known)
 

@@ -7,6 +7,7 @@ threads run meanwhile.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -19,6 +20,7 @@ import numpy as np
 from kvstored import _native
 from kvstored.errors import InvalidInput, KvstoredError, Unavailable
 from kvstored.mooncake import codes, settings
+from kvstored.mooncake.plugged import KEYS, PluggedTransport
 
 __all__ = ["MooncakeDistributedStore", "ReplicateConfig"]
 
@@ -81,12 +83,13 @@ class MooncakeDistributedStore:
         master_server_addr: where the pool's master answers, or several with commas that stand in for each other.
         local_hostname: what other nodes reach this one by; or a mapping with all of these by name. local_buffer_size:
         memory through which bytes go whose own memory isn't registered. Sizes are bytes or as in "1GB". engine: not
-        used, a member has an engine of its own.
+        used, a member has an engine of its own. others: what stands behind the protocol ``ascend``, by the keys of
+        :mod:`kvstored.mooncake.plugged`, which a mapping may have too.
         """
         if isinstance(local_hostname, Mapping):
             given = dict(local_hostname)
             known = {"local_hostname", "global_segment_size", "local_buffer_size", "protocol", "master_server_addr"}
-            known |= {"tenant_id"}
+            known |= {"tenant_id", *KEYS}
             unknown = sorted(map(str, given.keys() - known - _WITHOUT_EFFECT))
             if unknown:
                 _logger.warning("setup: nobody knows %s", ", ".join(unknown))
@@ -98,9 +101,10 @@ class MooncakeDistributedStore:
                 if not master_server_addr:
                     raise InvalidInput("master_server_addr is missing")
                 security = settings.Security.from_environment()
+                plugged = PluggedTransport.configured(others)
                 self._native = _native.PoolStore.start(
                     settings.address(local_hostname),
-                    settings.transports(protocol),
+                    settings.transports(protocol, plugged),
                     security.token,
                     security.certificate,
                     security.key,
@@ -110,6 +114,7 @@ class MooncakeDistributedStore:
                     settings.size_bytes(local_buffer_size),
                     tenant_id,
                     settings.timeout_s(),
+                    plugged,
                 )
             except KvstoredError as error:
                 code = codes.RPC_FAILED if isinstance(error, Unavailable) else codes.store_code(error.kind)
@@ -241,6 +246,10 @@ class MooncakeDistributedStore:
     def get_hostname(self) -> str:
         """What other nodes reach this one by, with its port; empty before it is set up."""
         return "" if self._native is None else self._native.hostname
+
+    def counters(self) -> list[dict[str, Any]]:
+        """What was moved, by peer and transport, as :meth:`TransferEngine.counters` tells it. Not of Mooncake's API."""
+        return [] if self._native is None else json.loads(self._native.counters())
 
     def close(self) -> int:
         """Leaves the pool: what this node lent is no longer there. 0, also for one that was never set up."""

@@ -15,19 +15,24 @@ _GHOST_LIMIT_BYTES = 64 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class HostMemory:
-    """Tells host memory from what this process can't read or write, such as a device's memory.
+class Buffers:
+    """Tells the engine's memory from what this store can't or mustn't copy.
 
     `ranges` are the (address, bytes) of the engine's KV buffers, where UCM names them: nothing outside is touched then.
+    Without a device, they and all addresses have to be host memory of this process.
     """
 
-    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, ranges: Sequence[tuple[int, int]], *, on_device: bool) -> None:
         kept = sorted((int(start), int(start) + int(size)) for start, size in ranges if start and size)
+        self._on_device = on_device
         self._starts = np.array([start for start, _ in kept], dtype=np.uint64)
         # of overlapping buffers the end that reaches furthest counts
         self._ends = np.maximum.accumulate(np.array([end for _, end in kept], dtype=np.uint64))
-        for start, end in kept:
-            self._require_readable(start, end - 1)
+        if on_device and not kept:
+            raise InvalidInput("gpu_kv_buffer_addrs is empty: buffers on a device have to be named, nothing tells them")
+        if not on_device:
+            for start, end in kept:
+                _require_readable(start, end - 1)
 
     def check(self, addresses: np.ndarray, sizes: Sequence[int]) -> None:
         """Checks rows of addresses of tensors of these sizes. Raises InvalidInput or Unsupported."""
@@ -41,23 +46,23 @@ class HostMemory:
             outside = (place == 0) | (ends > self._ends[np.maximum(place, 1) - 1])
             if outside.any():
                 raise InvalidInput(f"address {int(addresses[outside][0]):#x} lies outside the engine's KV buffers")
-        else:
+        elif not self._on_device:
             first = addresses[0].tolist()
-            self._require_readable(*first, *(start + size - 1 for start, size in zip(first, sizes, strict=True)))
+            _require_readable(*first, *(start + size - 1 for start, size in zip(first, sizes, strict=True)))
 
-    @staticmethod
-    def _require_readable(*addresses: int) -> None:
-        # the kernel says what this process can read, where reading itself would be the end
-        probe = os.memfd_create("kvstored-probe", os.MFD_CLOEXEC)
-        try:
-            for address in addresses:
-                if _LIBC.pwrite(probe, ctypes.c_void_p(address), ctypes.c_size_t(1), ctypes.c_int64(0)) != 1:
-                    raise Unsupported(
-                        f"address {address:#x} is not host memory of this process; this store moves KV between host "
-                        "memory and its tiers only"
-                    )
-        finally:
-            os.close(probe)
+
+def _require_readable(*addresses: int) -> None:
+    # the kernel says what this process can read, where reading itself would be the end
+    probe = os.memfd_create("kvstored-probe", os.MFD_CLOEXEC)
+    try:
+        for address in addresses:
+            if _LIBC.pwrite(probe, ctypes.c_void_p(address), ctypes.c_size_t(1), ctypes.c_int64(0)) != 1:
+                raise Unsupported(
+                    f"address {address:#x} is not host memory of this process, and no device is known that it lies on "
+                    "(kv_device)"
+                )
+    finally:
+        os.close(probe)
 
 
 def address_rows(addresses: Any, rows: int) -> np.ndarray:

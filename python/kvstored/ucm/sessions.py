@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kvstored import Busy, Cancelled, DumpSession, KvstoredError, Namespace, Task, TimedOut
+from kvstored import (
+    Busy,
+    Cancelled,
+    Device,
+    DeviceEvent,
+    DumpSession,
+    KvstoredError,
+    Namespace,
+    Task,
+    TimedOut,
+    Unsupported,
+)
 from kvstored.ending import end
 from kvstored.namespace import Durability
 
@@ -37,6 +48,8 @@ class ShardPut:
     """Memory that must live until the task has ended."""
     staged: np.ndarray | None = None
     """For each block: was its row copied aside."""
+    after: DeviceEvent | int | None = None
+    """What its copies wait for on the device: the latest that came, behind those of earlier rows on the same stream."""
 
     def is_copied(self) -> bool:
         """Tells whether nobody reads the rows' memory any more."""
@@ -72,8 +85,11 @@ class Batch:
 class ShardwiseDumps:
     """The batches under way. From any thread; shards in any order, of any blocks of any batch."""
 
-    def __init__(self, namespace: Namespace, *, durability: Durability, timeout_ms: int) -> None:
+    def __init__(
+        self, namespace: Namespace, *, durability: Durability, timeout_ms: int, device: Device | None = None
+    ) -> None:
         self._namespace = namespace
+        self._device = device
         self._shards = [tuple(shard) for shard in namespace.layout.shards]
         self._durability = durability
         self._timeout_ms = timeout_ms
@@ -83,11 +99,17 @@ class ShardwiseDumps:
         self._staged_bytes = 0
 
     def put(
-        self, block_ids: Sequence[bytes], shards: Sequence[int], rows: Sequence[np.ndarray], keep: object = None
+        self,
+        block_ids: Sequence[bytes],
+        shards: Sequence[int],
+        rows: Sequence[np.ndarray],
+        keep: object = None,
+        after: DeviceEvent | int | None = None,
     ) -> list[ShardPut]:
         """Takes one shard of each block from these addresses; their memory is in use until `wait` has returned.
 
-        `keep` is kept alive as long. Where no room can be had for the blocks, `wait` tells.
+        `keep` is kept alive as long. On a device, `after` is what copies wait for. Where no room can be had for the
+        blocks, `wait` tells.
         """
         with self._lock:
             self._forget_finished()
@@ -102,6 +124,7 @@ class ShardwiseDumps:
                     put.arrived[place] = True
             for put in touched:
                 put.kept.append(keep)
+                put.after = after
                 if put.task is None and put.arrived.all():
                     self._start(put)
             return list(touched)
@@ -185,13 +208,17 @@ class ShardwiseDumps:
         if batch.session is None:
             return
         try:
-            put.task = batch.session.put_shard(put.shard, put.rows)
+            put.task = batch.session.put_shard(put.shard, put.rows, device=self._device, after=put.after)
             batch.deadline_s = self._deadline()
         except KvstoredError as error:
             batch.fail(error)
 
     def _stage(self, put: ShardPut) -> None:
         """Copies the rows that came, so that their memory is free although the batch isn't complete."""
+        if self._device is not None:
+            what = "shards on a device can be waited for only when those of all blocks of their batch have come"
+            put.batch.fail(Unsupported(what))
+            return
         sizes = self._shards[put.shard]
         if put.staged is None:
             put.staged = np.zeros(len(put.arrived), dtype=bool)

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from kvstored import Identity, InvalidInput, KvstoredError, Layout, Namespace, Unsupported, default_socket
+from kvstored import DeviceEvent, Identity, InvalidInput, KvstoredError, Layout, Namespace, Unsupported, default_socket
 from kvstored import Task as StoreTask
 from kvstored.complaints import Complaints
 from kvstored.ending import end
 from kvstored.opening import durability_of, open_store
-from kvstored.ucm.addresses import HostMemory, address_rows, fill_ghosts, tensor_rows
+from kvstored.ucm.addresses import address_rows, fill_ghosts, tensor_rows
 from kvstored.ucm.geometry import LayoutNote, layout_of
 from kvstored.ucm.interface import StoreNotFoundError, Task, UcmKVStoreBaseV1
+from kvstored.ucm.memory import DEVICE_KEYS, open_memory
 from kvstored.ucm.sessions import ShardPut, ShardwiseDumps
 
 logger = logging.getLogger("kvstored.ucm")
@@ -46,7 +47,7 @@ _NOT_THE_ENGINES = frozenset(
         "running_queue_depth",
     ]
 )
-_OURS = frozenset(("tenant", "model", "weights_digest", "cache_salt", "durability"))
+_OURS = frozenset(("tenant", "model", "weights_digest", "cache_salt", "durability", *DEVICE_KEYS))
 
 
 @dataclass(eq=False)
@@ -71,13 +72,13 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
     """
 
     def __init__(self, config: dict[str, object]) -> None:
-        """Opens the store. Raises InvalidInput on a wrong configuration, Unsupported for buffers in device memory."""
+        """Opens the store. Raises InvalidInput on a wrong configuration, Unsupported for buffers on no known device."""
         super().__init__(config)
         self._complaints = Complaints(logger)
         self._timeout_ms = _number(config, "timeout_ms", 30_000)
         self._durability = durability_of(config)
         self._identity = _identity(config)
-        self._memory = HostMemory(_buffers(config))
+        self._buffers, self._memory = open_memory(config)
         self._note = LayoutNote(str(config.get("unique_id", "")))
         self._lock = threading.Lock()
         self._namespace: Namespace | None = None
@@ -153,12 +154,16 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
     def dump_data(
         self, block_ids: Sequence[bytes], shard_index: Sequence[int], src_addr: Any, prerequisite_handle: int = 0
     ) -> Task:
-        """Begins to store one shard of each block from addresses. A block is there when all of its shards came."""
-        if prerequisite_handle:
-            error = Unsupported("events of a device can't be waited for; set enable_event_sync to false in UCM's file")
+        """Begins to store one shard of each block from addresses. A block is there when all of its shards came.
+
+        On a device, copies begin after the event with that handle, which lives until `wait` has returned; without one,
+        after what the calling thread has given its stream.
+        """
+        if prerequisite_handle and self._memory.device is None:
+            error = Unsupported("an event is to be waited for, but the engine's buffers lie in host memory")
             self._give_up(block_ids, error)
             raise error
-        return self._dump(block_ids, shard_index, src_addr)
+        return self._dump(block_ids, shard_index, src_addr, after=prerequisite_handle or None)
 
     def wait(self, task: Transfer) -> None:
         """Waits until the transfer's memory is free for use.
@@ -182,16 +187,32 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
     def _load(self, block_ids: Sequence[bytes], shards: Sequence[int], addresses: Any, kept: object = None) -> Transfer:
         namespace = self._own_namespace()
         transfer = Transfer(len(block_ids), kept=[kept])
+        after = self._memory.mark()
         for shard, places, rows in self._by_shard(namespace.layout, block_ids, shards, addresses, transfer.kept):
             ids = [block_ids[place] for place in places]
-            task = namespace.load(ids, rows, shards=(shard, shard + 1), timeout_ms=self._timeout_ms)
+            task = namespace.load(
+                ids,
+                rows,
+                shards=(shard, shard + 1),
+                timeout_ms=self._timeout_ms,
+                device=self._memory.device,
+                after=after,
+            )
             transfer.loads.append(task)
         return transfer
 
-    def _dump(self, block_ids: Sequence[bytes], shards: Sequence[int], addresses: Any, kept: object = None) -> Transfer:
+    def _dump(
+        self,
+        block_ids: Sequence[bytes],
+        shards: Sequence[int],
+        addresses: Any,
+        kept: object = None,
+        after: DeviceEvent | int | None = None,
+    ) -> Transfer:
         namespace = self._own_namespace()
         transfer = Transfer(len(block_ids), kept=[kept])
         try:
+            after = after or self._memory.mark()
             parts = list(self._by_shard(namespace.layout, block_ids, shards, addresses, transfer.kept))
         except KvstoredError as error:
             self._give_up(block_ids, error)
@@ -199,10 +220,17 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
         for shard, places, rows in parts:
             ids = [bytes(block_ids[place]) for place in places]
             if len(namespace.layout.shards) == 1:
-                task = namespace.dump(ids, rows, durability=self._durability, timeout_ms=self._timeout_ms)
+                task = namespace.dump(
+                    ids,
+                    rows,
+                    durability=self._durability,
+                    timeout_ms=self._timeout_ms,
+                    device=self._memory.device,
+                    after=after,
+                )
                 transfer.dumps.append(task)
             elif self._dumps is not None:
-                transfer.shards += self._dumps.put(ids, [shard] * len(ids), list(rows), transfer.kept)
+                transfer.shards += self._dumps.put(ids, [shard] * len(ids), list(rows), transfer.kept, after)
         return transfer
 
     def _give_up(self, block_ids: Sequence[bytes], error: Exception) -> None:
@@ -229,9 +257,11 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
             places = np.flatnonzero(indices == shard)
             rows, ghosts = table[places], None
             real = rows.any(axis=0)
-            self._memory.check(
+            self._buffers.check(
                 rows[:, real] if real.any() else rows, [s for s, r in zip(sizes, real, strict=True) if r]
             )
+            if self._memory.device is not None and not real.all():
+                raise Unsupported("a layer lacks tensors that others have, which is not supported on a device")
             rows, ghosts = fill_ghosts(rows, sizes)
             kept.append(ghosts)
             parts.append((shard, places.tolist(), rows))
@@ -263,7 +293,9 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
 
     def _open(self, layout: Layout) -> None:
         self._namespace = self._lease.store.open_namespace(self._identity, layout)
-        self._dumps = ShardwiseDumps(self._namespace, durability=self._durability, timeout_ms=self._timeout_ms)
+        self._dumps = ShardwiseDumps(
+            self._namespace, durability=self._durability, timeout_ms=self._timeout_ms, device=self._memory.device
+        )
 
 
 KvstoredStore = UcmPipelineStore
@@ -290,11 +322,6 @@ def _identity(config: Mapping[str, object]) -> Identity:
         layout_version=1,
         cache_salt=str(config.get("cache_salt", "")),
     )
-
-
-def _buffers(config: Mapping[str, object]) -> list[tuple[int, int]]:
-    starts, sizes = config.get("gpu_kv_buffer_addrs") or (), config.get("gpu_kv_buffer_sizes") or ()
-    return list(zip(starts, sizes, strict=True))  # type: ignore[call-overload]
 
 
 def _store_options(config: Mapping[str, object], timeout_ms: int) -> dict[str, object]:

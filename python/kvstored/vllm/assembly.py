@@ -7,6 +7,7 @@ from typing import Any
 
 from kvstored.vllm import geometry
 from kvstored.vllm.configuration import ConnectorSettings
+from kvstored.vllm.device import open_memory
 from kvstored.vllm.event_feed import EventFeed
 from kvstored.vllm.events import EventTranslator
 from kvstored.vllm.governor import Governor, GovernorSettings
@@ -82,6 +83,7 @@ class Assembly:
 
         stage, rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
         addresses = geometry.BlockAddresses(kv_caches, self._kv_cache_config)
+        memory = open_memory(kv_caches, self._settings)
         if addresses.layout != self._layouts[stage]:
             logger.error(
                 "kvstored: rank %d of stage %d has another layout of KV than the scheduler expects: no hits",
@@ -95,6 +97,7 @@ class Assembly:
             self._settings,
             namespaces,
             addresses,
+            memory,
             self._statistics,
             dumps=self._transfer.is_kv_producer and storing == rank,
         )

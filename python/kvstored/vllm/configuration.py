@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,13 @@ class ConnectorSettings:
     load_async: bool = True
     """Load between steps, outside the step that computes; never together with use_layerwise."""
     enable_event_sync: bool = True
-    """Order copies after the engine's events on devices that have them."""
+    """On a device, order copies after an event in the engine's stream; off: wait for the stream before they begin."""
+    kv_device: str = "auto"
+    """The plugin for the device that KV lies on; `auto`: ascend for NPUs, cuda for GPUs, none for host memory."""
+    kv_device_directory: str = ""
+    """Where that plugin lies; `plugins` beside the program kvstored where empty."""
+    kv_device_setting: Mapping[str, str] = field(default_factory=dict)
+    """What that plugin is told besides the device's number."""
     load_only_first_rank: bool = False
     """Accepted: ranks that hold the same KV share one stored copy, which each reads from the node's memory."""
     load_deadline_ms: int = 5000
@@ -63,6 +70,9 @@ _OWN_KEYS: dict[str, type] = {
     "use_layerwise": bool,
     "load_async": bool,
     "enable_event_sync": bool,
+    "kv_device": str,
+    "kv_device_directory": str,
+    "kv_device_setting": dict,
     "load_only_first_rank": bool,
     "load_deadline_ms": int,
     "dump_deadline_ms": int,
@@ -152,12 +162,16 @@ def _checked(key: str, value: Any) -> Any:
     right = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
     shown = json.dumps(value, default=str)
     if not right:
-        names = {bool: "true or false", int: "a whole number", str: "a string"}
+        names = {bool: "true or false", int: "a whole number", str: "a string", dict: "an object"}
         raise InvalidInput(f"{key} = {shown}: expected {names[expected]}")
     if key in _LIMITS:
         low, high = _LIMITS[key]
         if not low <= value <= high:
             raise InvalidInput(f"{key} = {shown}: expected a number from {low} to {high}")
+    if key == "kv_device_setting" and not all(isinstance(told, str) for told in value.values()):
+        raise InvalidInput(f"{key} = {shown}: expected an object of strings")
+    if key == "kv_device" and not re.fullmatch(r"[a-z0-9_-]{1,64}", value):
+        raise InvalidInput(f"{key} = {shown}: expected auto, or a plugin's name of a-z, 0-9, - and _")
     if key == "durability" and value not in _DURABILITIES:
         raise InvalidInput(f"{key} = {shown}: expected one of {', '.join(_DURABILITIES)}")
     if key == "daemon" and value not in ("auto", "off") and not os.path.isabs(value):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvstored import Busy, DumpSession, KvstoredError, Task, TimedOut
+from kvstored import Busy, DeviceEvent, DumpSession, KvstoredError, Task, TimedOut
+from kvstored.engine_memory import EngineMemory
 from kvstored.vllm.configuration import ConnectorSettings
 from kvstored.vllm.geometry import BlockAddresses
 from kvstored.vllm.measures import Accumulator
@@ -18,6 +21,9 @@ _MOST_PENDING = 256
 _RESERVE_TIMEOUT_MS = 50
 _QUIET_S = 5.0
 _END_S = 60.0
+
+_Mark = Callable[[], DeviceEvent | None]
+"""Marks what a dump has to wait for on the device: once for all dumps that begin together."""
 
 logger = logging.getLogger("vllm.kvstored")
 
@@ -47,6 +53,7 @@ class Dumper:
         settings: ConnectorSettings,
         namespaces: NamespaceCache,
         addresses: BlockAddresses,
+        memory: EngineMemory,
         statistics: Accumulator,
         *,
         enabled: bool,
@@ -54,6 +61,7 @@ class Dumper:
         self._settings = settings
         self._namespaces = namespaces
         self._addresses = addresses
+        self._memory = memory
         self._statistics = statistics
         self._enabled = enabled
         self._block_bytes = sum(addresses.page_bytes)
@@ -65,20 +73,22 @@ class Dumper:
         """A layer of this step's blocks is complete: begins to copy it while the next is computed."""
         if self._layerwise is None:
             self._layerwise = self._begin_layerwise(metadata)
+        mark = functools.cache(self._memory.mark)
         for dump in self._layerwise:
-            self._put(dump, layer)
+            self._put(dump, layer, mark)
 
     def end_step(self, metadata: StepMetadata) -> None:
         """The forward pass is over: begins what wasn't begun layer by layer."""
+        mark = functools.cache(self._memory.mark)
         begun, self._layerwise = self._layerwise, None
         whole = metadata.dumps if begun is None else [run for run in metadata.dumps if run.computed_before]
         for dump in begun or ():
             for layer in range(len(self._addresses.layer_names)):
                 if layer not in dump.layers:
-                    self._put(dump, layer)
+                    self._put(dump, layer, mark)
             self._pending.append(_Dump(dump.run, metadata.step, [dump.session.task, *dump.tasks]))
         for run in whole:
-            self._dump(run, metadata.step)
+            self._dump(run, metadata.step, mark)
         self.collect()
 
     def collect(self) -> None:
@@ -131,19 +141,21 @@ class Dumper:
             begun.append(_Layerwise(run, session))
         return begun
 
-    def _put(self, dump: _Layerwise, layer: int) -> None:
+    def _put(self, dump: _Layerwise, layer: int, mark: _Mark) -> None:
         dump.layers.add(layer)
         if dump.broken:
             return
         try:
             addresses = self._addresses.of_layer(dump.run.block_ids, layer)
-            dump.tasks.append(dump.session.put_shard(layer, addresses))
+            pieces = self._addresses.piece_bytes(layer)
+            task = dump.session.put_shard(layer, addresses, pieces=pieces, device=self._memory.device, after=mark())
+            dump.tasks.append(task)
         except KvstoredError as error:
             dump.broken = True
             dump.session.abort()
             self._refused(dump.run, error)
 
-    def _dump(self, run: DumpRun, step: int) -> None:
+    def _dump(self, run: DumpRun, step: int, mark: _Mark) -> None:
         if not self._welcome(run):
             return
         try:
@@ -153,6 +165,9 @@ class Dumper:
                 parent=run.parent,
                 durability=self._settings.durability,
                 timeout_ms=self._settings.dump_deadline_ms,
+                pieces=self._addresses.piece_bytes(),
+                device=self._memory.device,
+                after=mark(),
             )
         except KvstoredError as error:
             self._refused(run, error)

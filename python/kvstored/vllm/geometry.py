@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,27 @@ def storing_rank(kv_cache_config: Any, tensor_rank: int) -> int:
     return tensor_rank // same * same
 
 
+@dataclass(frozen=True)
+class PagePiece:
+    """A part of a layer's pages that lies in one piece for each block."""
+
+    tensor: Any
+    address: int
+    """Of block 0's."""
+    stride: int
+    """Bytes from one block's to the next one's."""
+    nbytes: int
+    """Bytes of each."""
+
+
 class BlockAddresses:
-    """Addresses of the pages of blocks, layer by layer."""
+    """Addresses of the pages of blocks, layer by layer; of the pieces where a layer has several tensors."""
 
     def __init__(self, kv_caches: Mapping[str, Any], kv_cache_config: Any) -> None:
         """Takes the engine's KV tensors.
 
         Raises:
-            InvalidInput: when a layer's part of a block isn't one contiguous piece of host memory.
+            InvalidInput: when a layer's part of a block isn't one contiguous piece of each of its tensors.
         """
         group = kv_cache_config.kv_cache_groups[0]
         self.layer_names = [name for name in group.layer_names if name in kv_caches]
@@ -104,14 +118,15 @@ class BlockAddresses:
         self.index = {name: index for index, name in enumerate(self.layer_names)}
         self.page_bytes = page_bytes(group, self.layer_names)
         self.blocks = int(kv_cache_config.num_blocks)
-        places = [
-            _place(name, kv_caches[name], self.blocks, page)
+        self.pieces: list[list[PagePiece]] = [
+            _pieces(name, kv_caches[name], self.blocks, page)
             for name, page in zip(self.layer_names, self.page_bytes, strict=True)
         ]
-        self.places = places
-        """Of each layer: the address of block 0, and the bytes from one block to the next."""
-        self._bases = np.array([base for base, _ in places], dtype=np.uint64)
-        self._strides = np.array([stride for _, stride in places], dtype=np.uint64)
+        """Of each layer, in the order that they are stored in."""
+        flat = [piece for layer in self.pieces for piece in layer]
+        self._bases = np.array([piece.address for piece in flat], dtype=np.uint64)
+        self._strides = np.array([piece.stride for piece in flat], dtype=np.uint64)
+        self._starts = np.cumsum([0, *(len(layer) for layer in self.pieces)]).tolist()
 
     @property
     def layout(self) -> Layout:
@@ -119,15 +134,20 @@ class BlockAddresses:
         return Layout(shards=tuple((page,) for page in self.page_bytes))
 
     def of(self, block_ids: Sequence[int]) -> np.ndarray:
-        """Addresses, an array of blocks by layers."""
+        """Addresses, an array of blocks by pieces of all layers."""
         ids = np.asarray(block_ids, dtype=np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= self.blocks):
             raise InvalidInput(f"a block id is outside the engine's {self.blocks} blocks")
         return self._bases[None, :] + ids.astype(np.uint64)[:, None] * self._strides[None, :]
 
     def of_layer(self, block_ids: Sequence[int], layer: int) -> np.ndarray:
-        """Addresses of one layer's pages, one per block."""
-        return np.ascontiguousarray(self.of(block_ids)[:, layer])
+        """Addresses of one layer's pieces of each block."""
+        return np.ascontiguousarray(self.of(block_ids)[:, self._starts[layer] : self._starts[layer + 1]])
+
+    def piece_bytes(self, layer: int | None = None) -> list[int]:
+        """Bytes of the pieces of a block's part in one layer, or in all."""
+        layers = self.pieces if layer is None else [self.pieces[layer]]
+        return [piece.nbytes for pieces in layers for piece in pieces]
 
 
 def _is_cpu() -> bool:
@@ -141,24 +161,32 @@ def _specs(spec: Any) -> list[Any]:
     return list(each.values()) if each else [spec]
 
 
-def _place(name: str, tensor: Any, blocks: int, page: int) -> tuple[int, int]:
-    """Address of block 0 and the bytes from one block to the next."""
-    if not hasattr(tensor, "data_ptr"):
-        raise InvalidInput(f"layer {name}: KV of type {type(tensor).__name__} is not supported, only one tensor")
-    if tensor.device.type != "cpu":
+def _pieces(name: str, cache: Any, blocks: int, page: int) -> list[PagePiece]:
+    """Where a layer's pages lie: in one tensor, or in one each for keys and values."""
+    tensors = [cache] if hasattr(cache, "data_ptr") else cache
+    if not isinstance(tensors, (list, tuple)) or not all(hasattr(tensor, "data_ptr") for tensor in tensors):
+        raise InvalidInput(f"layer {name}: KV of type {type(cache).__name__} is not supported, only tensors")
+    pieces = [_piece(name, tensor, blocks) for tensor in tensors]
+    if sum(piece.nbytes for piece in pieces) != page:
         raise InvalidInput(
-            f"layer {name}: KV lies on device {tensor.device}, and this build copies from and to host memory only"
+            f"layer {name}: a block of KV of shape {' and '.join(str(tuple(tensor.shape)) for tensor in tensors)} has "
+            f"{' and '.join(str(piece.nbytes) for piece in pieces)} bytes, not the {page} of a page"
         )
+    return pieces
+
+
+def _piece(name: str, tensor: Any, blocks: int) -> PagePiece:
     if tensor.shape[0] % blocks:
         raise InvalidInput(f"layer {name}: KV of shape {tuple(tensor.shape)} doesn't begin with {blocks} blocks")
     per_block = tensor.shape[0] // blocks
     one = tensor[:per_block]
-    if one.numel() * one.element_size() != page or not _is_dense(one):
+    if not _is_dense(one):
         raise InvalidInput(
-            f"layer {name}: a block of KV of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not one "
-            f"contiguous page of {page} bytes"
+            f"layer {name}: a block of KV of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not "
+            "contiguous"
         )
-    return tensor.data_ptr(), tensor.stride(0) * per_block * tensor.element_size()
+    stride = tensor.stride(0) * per_block * tensor.element_size()
+    return PagePiece(tensor, tensor.data_ptr(), stride, one.numel() * one.element_size())
 
 
 def _is_dense(tensor: Any) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstored import KvstoredError, Task, TimedOut
+from kvstored import DeviceEvent, KvstoredError, Task, TimedOut
+from kvstored.engine_memory import EngineMemory
 from kvstored.vllm.configuration import ConnectorSettings
 from kvstored.vllm.geometry import BlockAddresses
 from kvstored.vllm.measures import Accumulator
@@ -36,11 +37,14 @@ class Loader:
         settings: ConnectorSettings,
         namespaces: NamespaceCache,
         addresses: BlockAddresses,
+        memory: EngineMemory,
         statistics: Accumulator,
     ) -> None:
         self._layerwise = settings.use_layerwise
         self._namespaces = namespaces
         self._addresses = addresses
+        self._piece_bytes = addresses.piece_bytes()
+        self._memory = memory
         self._statistics = statistics
         self._block_bytes = sum(addresses.page_bytes)
         self._inside: list[_Load] = []
@@ -52,8 +56,9 @@ class Loader:
 
     def start(self, metadata: StepMetadata) -> None:
         """Begins a step's loads. Whole-block loads inside the step are waited for."""
+        after, ready = self._mark(metadata)
         for run in metadata.loads:
-            load = self._begin(run)
+            load = self._begin(run, after) if ready else self._not_begun(run)
             if load is not None:
                 (self._outside if run.asynchronous else self._inside).append(load)
             elif run.asynchronous:
@@ -80,11 +85,13 @@ class Loader:
         """Requests whose loads outside the step have ended since the last call, well or not."""
         still = []
         for load in self._outside:
-            if load.task.check():
-                self._account(load)
+            if not load.task.check():
+                still.append(load)
+            elif self._account(load) or not self._memory.is_lost:
                 self._ended.add(load.run.request_id)
             else:
-                still.append(load)
+                # its blocks may be written at any time from now on: the request keeps them until the engine ends
+                logger.error("kvstored: %s stays as it is: the device doesn't end a load into it", load.run.request_id)
         self._outside = still
         ended, self._ended = self._ended, set()
         return ended
@@ -113,17 +120,32 @@ class Loader:
             self._wait(load)
         self._inside, self._outside = [], []
 
-    def _begin(self, run: LoadRun) -> _Load | None:
+    def _mark(self, metadata: StepMetadata) -> tuple[DeviceEvent | None, bool]:
+        """What the engine still does with the memory that is loaded into, and whether anything may be loaded at all."""
+        if self._memory.is_lost:
+            return None, False
+        try:
+            return (self._memory.mark() if metadata.loads else None), True
+        except KvstoredError as error:
+            logger.warning("kvstored: nothing is loaded in this step: %s", error)
+            return None, False
+
+    def _not_begun(self, run: LoadRun) -> None:
+        self._fail(run, run.block_ids, "error")
+
+    def _begin(self, run: LoadRun, after: DeviceEvent | None) -> _Load | None:
         now = time.monotonic()
         if not run.hashes:
-            self._fail(run, run.block_ids, "error")
-            return None
+            return self._not_begun(run)
         try:
             task = self._namespaces.get(run.variant).load(
                 run.hashes,
                 self._addresses.of(run.block_ids),
                 shard_major=self._layerwise and not run.asynchronous,
                 timeout_ms=run.timeout_ms,
+                pieces=self._piece_bytes,
+                device=self._memory.device,
+                after=after,
             )
         except KvstoredError as error:
             logger.warning("kvstored: %d blocks of %s not loaded: %s", len(run.hashes), run.request_id, error)
@@ -144,12 +166,12 @@ class Loader:
                 logger.error("kvstored: a cancelled load of %s hasn't ended", load.run.request_id)
                 load.task.wait(60.0)
 
-    def _account(self, load: _Load) -> None:
-        """Notes what became of a load that has ended."""
+    def _account(self, load: _Load) -> bool:
+        """Notes what became of a load that has ended; whether every block was loaded."""
         run, report = load.run, load.task.report()
         if report is None:
             self._fail(run, run.block_ids, "late")
-            return
+            return False
         failed = report.failed.tolist()
         if failed:
             cause = (
@@ -169,6 +191,7 @@ class Loader:
             self._statistics.add("loaded_blocks", count, name)
             self._statistics.add("loaded_bytes", count * self._block_bytes, name)
         self._observations.append(LoadObservation(run.request_id, by_tier, self._block_bytes, report.seconds, late))
+        return not failed
 
     def _fail(self, run: LoadRun, block_ids: list[int], cause: str) -> None:
         self._failed_blocks.update(block_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from kvstored.engine_memory import EngineMemory
 from kvstored.vllm.configuration import ConnectorSettings
 from kvstored.vllm.dumping import Dumper
 from kvstored.vllm.geometry import BlockAddresses
@@ -21,6 +22,7 @@ class WorkerSide:
         settings: ConnectorSettings,
         namespaces: NamespaceCache,
         addresses: BlockAddresses,
+        memory: EngineMemory,
         statistics: Accumulator,
         *,
         dumps: bool,
@@ -28,8 +30,8 @@ class WorkerSide:
         """Takes what belongs to this rank; `dumps` is off where another rank stores the same KV."""
         self._settings = settings
         self._addresses = addresses
-        self._loader = Loader(settings, namespaces, addresses, statistics)
-        self._dumper = Dumper(settings, namespaces, addresses, statistics, enabled=dumps)
+        self._loader = Loader(settings, namespaces, addresses, memory, statistics)
+        self._dumper = Dumper(settings, namespaces, addresses, memory, statistics, enabled=dumps)
         self._step = 0
         self._retained: set[str] = set()
 

@@ -13,7 +13,7 @@ use pyo3::types::PyDict;
 use super::blocks::Blocks;
 use super::describe::{GivenLayer, layers};
 use crate::arguments::seconds;
-use crate::engine_settings::engine_settings;
+use crate::engine_settings::{Plugged, engine_settings};
 use crate::failure::{Outcome, detached};
 use crate::home::Home;
 use crate::logging;
@@ -73,7 +73,7 @@ impl Drop for Handoff {
 impl Handoff {
     /// One that listens at a name and port, serves consumers, and can pull.
     #[staticmethod]
-    #[pyo3(signature = (listen, transports, token, certificate, key, authority, verify=true, pull_threads=4))]
+    #[pyo3(signature = (listen, transports, token, certificate, key, authority, verify=true, pull_threads=4, ascend=None))]
     #[allow(clippy::too_many_arguments)] // each is a setting of its own
     fn start(
         py: Python<'_>,
@@ -85,11 +85,12 @@ impl Handoff {
         authority: Option<PathBuf>,
         verify: bool,
         pull_threads: usize,
+        ascend: Option<Plugged>,
     ) -> Outcome<Self> {
         logging::start();
         detached(py, || {
             let settings = HandoffSettings {
-                engine: engine_settings(listen, &transports, token, certificate, key, authority)?,
+                engine: engine_settings(listen, &transports, token, certificate, key, authority, ascend)?,
                 verify,
                 pull_threads,
                 ..HandoffSettings::default()
@@ -291,12 +292,14 @@ impl Handoff {
     }
 }
 
-fn rows(statistics: &Statistics) -> [(&'static str, u64); 21] {
+fn rows(statistics: &Statistics) -> [(&'static str, u64); 23] {
     [
         ("pulled_bytes_tcp", statistics.pulled_bytes_tcp),
         ("pulled_bytes_shm", statistics.pulled_bytes_shm),
         ("pulled_bytes_rdma", statistics.pulled_bytes_rdma),
+        ("pulled_bytes_ascend", statistics.pulled_bytes_ascend),
         ("served_bytes_tcp", statistics.served_bytes_tcp),
+        ("served_bytes_ascend", statistics.served_bytes_ascend),
         ("overlapped_bytes", statistics.overlapped_bytes),
         ("pulls_ok", statistics.pulls_ok),
         ("pulls_gone", statistics.pulls_gone),

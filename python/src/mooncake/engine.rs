@@ -10,12 +10,13 @@ use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::counters::moved;
 use super::memory::Memory;
 use super::numbers::{Numbers, entries};
 use super::peers::Peers;
 use super::transfers::{Background, Begun, Parts, Request};
 use crate::arguments::seconds;
-use crate::engine_settings::engine_settings;
+use crate::engine_settings::{Plugged, engine_settings};
 use crate::failure::{Failure, Outcome, detached};
 use crate::home::Home;
 use crate::logging;
@@ -66,7 +67,8 @@ impl Drop for TransferEngine {
 impl TransferEngine {
     /// An engine that listens at a name and port.
     #[staticmethod]
-    #[pyo3(signature = (listen, transports, token, certificate, key, authority))]
+    #[pyo3(signature = (listen, transports, token, certificate, key, authority, ascend=None))]
+    #[allow(clippy::too_many_arguments)] // who may take part, and how
     fn start(
         py: Python<'_>,
         listen: &str,
@@ -75,10 +77,11 @@ impl TransferEngine {
         certificate: Option<PathBuf>,
         key: Option<PathBuf>,
         authority: Option<PathBuf>,
+        ascend: Option<Plugged>,
     ) -> Outcome<Self> {
         logging::start();
         detached(py, || {
-            let settings = engine_settings(listen, &transports, token, certificate, key, authority)?;
+            let settings = engine_settings(listen, &transports, token, certificate, key, authority, ascend)?;
             let runtime = Runtime::system();
             let engine = kvstored_transfer::TransferEngine::start(settings, runtime.clone())?;
             engine.allow_registered(true);
@@ -252,11 +255,7 @@ impl TransferEngine {
 
     /// What was moved, by peer and transport, as JSON.
     fn counters(&self, py: Python<'_>) -> Outcome<String> {
-        detached(py, || {
-            let rows: Vec<_> = self.parts()?.engine.counters().iter().map(row).collect();
-            serde_json::to_string(&rows)
-                .map_err(|error| Error::internal(format!("counters can't be told: {error}")))
-        })
+        detached(py, || moved(&self.parts()?.engine))
     }
 
     /// Ends everything that is under way, and the engine.
@@ -265,20 +264,6 @@ impl TransferEngine {
             py.detach(|| self.stop());
         }
     }
-}
-
-fn row(counters: &kvstored_transfer::PeerCounters) -> serde_json::Value {
-    serde_json::json!({
-        "peer": counters.peer.to_string(),
-        "transport": counters.transport.name(),
-        "served": counters.side == kvstored_transfer::Side::Served,
-        "reads": counters.reads,
-        "read_bytes": counters.read_bytes,
-        "writes": counters.writes,
-        "written_bytes": counters.written_bytes,
-        "failures": counters.failures,
-        "refused": counters.refused,
-    })
 }
 
 fn request(

@@ -1,6 +1,7 @@
 //! What stands below the package `kvstored.mooncake`: a transfer engine that is asked by addresses, and a pool's member.
 
 mod codes;
+mod counters;
 mod engine;
 mod member;
 mod memory;

@@ -11,10 +11,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::codes::{INVALID_PARAMETERS, OK, told};
+use super::counters::moved;
 use super::member::{Joining, OpenPool, join, place};
 use super::objects::{Scattered, fetch, groups, sizes};
 use crate::arguments::seconds;
-use crate::engine_settings::engine_settings;
+use crate::engine_settings::{Plugged, engine_settings};
 use crate::failure::{Outcome, detached};
 use crate::home::Home;
 use crate::logging;
@@ -63,7 +64,7 @@ impl Drop for PoolStore {
 impl PoolStore {
     /// Joins the pool of a master, or of several that stand in for each other, and lends it memory.
     #[staticmethod]
-    #[pyo3(signature = (listen, transports, token, certificate, key, authority, masters, lent_bytes, buffer_bytes, tenant, timeout))]
+    #[pyo3(signature = (listen, transports, token, certificate, key, authority, masters, lent_bytes, buffer_bytes, tenant, timeout, ascend=None))]
     #[allow(clippy::too_many_arguments)] // Mooncake's own, and who may take part
     fn start(
         py: Python<'_>,
@@ -78,12 +79,13 @@ impl PoolStore {
         buffer_bytes: usize,
         tenant: String,
         timeout: f64,
+        ascend: Option<Plugged>,
     ) -> Outcome<Self> {
         logging::start();
         let timeout = seconds(timeout)?;
         detached(py, || {
             let open = join(Joining {
-                engine: engine_settings(listen, &transports, token, certificate, key, authority)?,
+                engine: engine_settings(listen, &transports, token, certificate, key, authority, ascend)?,
                 masters,
                 lent_bytes,
                 buffer_bytes,
@@ -229,6 +231,11 @@ impl PoolStore {
             let open = self.open()?;
             Ok(open.client.ping(open.runtime.deadline(HEALTH)).is_ok())
         })
+    }
+
+    /// What was moved, by peer and transport, as JSON.
+    fn counters(&self, py: Python<'_>) -> Outcome<String> {
+        detached(py, || moved(self.open()?.client.engine()))
     }
 
     /// Leaves the pool.

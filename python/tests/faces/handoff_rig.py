@@ -7,7 +7,7 @@ from typing import Any
 
 from kvstored.mooncake.settings import Security
 from kvstored.vllm.handoff.configuration import HandoffSettings
-from kvstored.vllm.handoff.measures import HANDOFF_MEASURES
+from kvstored.vllm.handoff.measures import HANDOFF_MEASURES, TRANSPORTS
 from kvstored.vllm.handoff.placement import Place
 from kvstored.vllm.handoff.scheduler import HandoffScheduler
 from kvstored.vllm.measures import Accumulator
@@ -79,7 +79,7 @@ class Native:
         self.calls: list[tuple[str, Any]] = []
         self.released: list[tuple[str, str]] = []
         self.pulled: list[tuple[str, list[int], str]] = []
-        self.moved = {f"pulled_bytes_{transport}": 0 for transport in ("shm", "tcp", "rdma")} | {"overlapped_bytes": 0}
+        self.moved = {f"pulled_bytes_{transport}": 0 for transport in TRANSPORTS} | {"overlapped_bytes": 0}
         self.fails: Exception | None = None
 
     def hold(self, request: str, blocks: list[int], lease: float) -> None:

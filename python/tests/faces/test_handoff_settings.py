@@ -15,12 +15,18 @@ import torch
 from handoff_rig import PREFILL, settings
 
 from kvstored import InvalidInput
+from kvstored.mooncake.plugged import PluggedTransport
 from kvstored.vllm.handoff.configuration import Sizes, read_settings
 from kvstored.vllm.handoff.placement import own_place
 from kvstored.vllm.handoff.shape import head_rows, own_heads
 
 SEED = {"prefill": {"dp_size": 4, "tp_size": 4}, "decode": {"dp_size": 4, "tp_size": 4}}
 LOOPBACK = "127.0.0.1"
+PLUGIN = {
+    "pool_ascend": "Plugin(hixl)",
+    "plugin_directory": "/opt/plugins",
+    "plugin_setting": {"hixl.address": "10.0.0.1", "hixl.listen": "10.0.0.1:26000-26015"},
+}
 VARIABLES = (
     "MOONCAKE_CONFIG_PATH",
     "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT",
@@ -28,6 +34,10 @@ VARIABLES = (
     "KVSTORED_TRANSFER_TLS_CERTIFICATE",
     "KVSTORED_TRANSFER_TLS_KEY",
     "KVSTORED_TRANSFER_TLS_AUTHORITY",
+    "KVSTORED_POOL_ASCEND",
+    "KVSTORED_PLUGIN_DIRECTORY",
+    "KVSTORED_PLUGIN_SETTING",
+    "KVSTORED_PLUGIN_TIMEOUT_MS",
 )
 
 
@@ -69,6 +79,8 @@ def test_unknown_keys_are_warnings() -> None:
         ({"load_timeout_seconds": "soon"}, 'load_timeout_seconds = "soon"'),
         ({"transports": ["pigeon"]}, "pigeon is none of shm, tcp"),
         ({"transports": 3}, "transports = 3"),
+        ({"transports": "ascend,tcp"}, "KVSTORED_POOL_ASCEND"),
+        ({**PLUGIN, "plugin_timeout_ms": "soon"}, "plugin_timeout_ms"),
         ({"verify": "no"}, 'verify = "no"'),
         ({"overlap": 1}, "overlap = 1"),
         ({"pull_threads": 0}, "pull_threads = 0"),
@@ -99,10 +111,23 @@ def test_mooncake_json(
         read_settings(SEED, LOOPBACK)
 
 
+def test_a_plugin_is_what_ascend_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "mooncake.json"
+    path.write_text(json.dumps({"metadata_server": "P2PHANDSHAKE", "protocol": "ascend", "device_name": ""}))
+    monkeypatch.setenv("MOONCAKE_CONFIG_PATH", str(path))
+    read, warnings = read_settings(SEED | PLUGIN, LOOPBACK)
+    assert (read.transports, warnings) == (("ascend", "tcp"), [])
+    assert read.plugged == PluggedTransport("Plugin(hixl)", "/opt/plugins", PLUGIN["plugin_setting"])
+    monkeypatch.setenv("KVSTORED_POOL_ASCEND", "Plugin(hixl)")
+    read, warnings = read_settings(SEED | {"transports": ["ascend"]}, LOOPBACK)
+    assert (read.transports, warnings) == (("ascend",), [])
+    assert read.plugged == PluggedTransport("Plugin(hixl)")
+
+
 def test_other_machines_need_a_token_and_certificates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput) as error:
         read_settings(SEED, "192.168.10.1")
-    for name in VARIABLES[2:]:
+    for name in VARIABLES[2:6]:
         assert name in str(error.value)
     (folder / "token").write_text("a token\n")
     monkeypatch.setenv("KVSTORED_TRANSFER_TOKEN_FILE", str(folder / "token"))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,14 +55,14 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def threads() -> list[str]:
-    """Names of this process's threads that belong to the store."""
-    found = []
+def threads() -> Counter[str]:
+    """Names of this process's threads that belong to the store, and how many have each."""
+    found: Counter[str] = Counter()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
             name = (task / "comm").read_text().strip()
             if name.startswith("kvstored"):
-                found.append(name)
+                found[name] += 1
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +96,20 @@ def test_a_name_goes_with_its_engine(etcd: str) -> None:
     names.forget("127.0.0.1")
     with pytest.raises(NotFound):
         names.find("127.0.0.1")
+
+
+def test_an_engine_ends_with_its_last_reference(etcd: str) -> None:
+    engine = TransferEngine()
+    # a member that couldn't be reached and a failure that was logged don't keep it
+    assert engine.initialize("127.0.0.1", etcd.replace("//", "//127.0.0.1:1,"), "tcp", "") == 0
+    assert engine.send_probe("nobody") < 0
+    ended = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 def test_without_etcd_an_engine_does_not_start() -> None:

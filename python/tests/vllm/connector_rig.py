@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lab import Generation, InProcessEngine
 
 HERE = Path(__file__).parent
+LONG = pytest.mark.skipif(not os.environ.get("KVSTORED_LONG_TESTS"), reason="takes long: set KVSTORED_LONG_TESTS")
+"""Of tests that `cargo xtask vllm-test` runs and `cargo xtask test`, which has an hour, leaves out."""
 BLOCK_TOKENS = 128
 MODES: Mapping[str, Mapping[str, Any]] = {
     "async": {},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connector_rig import MODES, Engine, Reference, cached, through, tokens, transfer
+from connector_rig import LONG, MODES, Engine, Reference, cached, through, tokens, transfer
 from lab import Daemon, daemon_binary, prompt
 
 TOKENS = 8
@@ -97,6 +97,13 @@ in_one_mode = pytest.mark.parametrize("shared_rig", ["async"], indirect=True)
 in_each_way_to_dump = pytest.mark.parametrize("shared_rig", ["async", "layerwise"], indirect=True)
 
 
+def in_one_mode_or_long(*modes: str) -> pytest.MarkDecorator:
+    """In the first mode, and where long tests run in the others too."""
+    first, *others = modes
+    params = [first, *(pytest.param(mode, marks=LONG) for mode in others)]
+    return pytest.mark.parametrize("shared_rig", params, indirect=True)
+
+
 @pytest.fixture
 def rig(shared_rig: Rig, folder: Path) -> Iterator[Rig]:
     """The rig with a daemon that is used; it ends with the test, before the folder that it may write to goes."""
@@ -148,6 +155,7 @@ def test_a_daemon_killed_while_it_takes_dumps(rig: Rig, reference: Reference, mo
     check(rig, reference, asked)
 
 
+@in_one_mode_or_long(*MODES)
 def test_a_daemon_that_hangs_while_it_loads(rig: Rig, reference: Reference) -> None:
     asked = [prompt(1200, seed=30)]
     rig.cold_from_disk(asked)
@@ -165,7 +173,7 @@ def test_a_daemon_that_hangs_while_it_loads(rig: Rig, reference: Reference) -> N
     check(rig, reference, asked, [1152])
 
 
-@in_each_way_to_dump
+@in_one_mode_or_long("layerwise", "async")
 def test_a_daemon_that_hangs_while_it_takes_dumps(rig: Rig, reference: Reference) -> None:
     asked = [prompt(1200, seed=40)]
     rig.engine.probe("signal_at", moment="before_dump", process=rig.daemon.process.pid, number=signal.SIGSTOP)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connector_rig import UNHURRIED, Engine, Reference, whole_blocks
+from connector_rig import LONG, UNHURRIED, Engine, Reference, whole_blocks
 from lab import MODEL_NAME, CompletionError, VllmServer, daemon_binary, is_alive, prompt
 from lab.deployment import CONCURRENCY, SCENARIOS, Deployment, Scenario, under_way
 from lab.deployment_files import Group
@@ -41,8 +41,6 @@ OPTIONS: dict[str, Any] = {
     "cache": {"governor": False, **UNHURRIED},
 }
 ModelMaker = Callable[..., Path]
-
-LONG = pytest.mark.skipif(not os.environ.get("KVSTORED_LONG_TESTS"), reason="takes long: set KVSTORED_LONG_TESTS")
 
 pytestmark = pytest.mark.skipif(daemon_binary() is None, reason="the kvstored program isn't built")
 
@@ -131,6 +129,7 @@ def test_daemon_and_master_come_and_go(deployment: Deployment, reference: Refere
     deployment.settle()
 
 
+@LONG
 def test_a_prefill_instance_killed_behind_the_transfer(
     deployment: Deployment, first: VllmServer, reference: Reference
 ) -> None:
@@ -194,12 +193,14 @@ def test_a_decode_instance_killed_in_the_middle(deployment: Deployment, referenc
     deployment.settle(PATIENCE_S)
 
 
-@pytest.mark.parametrize("name", ["hetero-2-1", pytest.param("hetero-1-2", marks=LONG)])
+@LONG
+@pytest.mark.parametrize("name", ["hetero-2-1", "hetero-1-2"])
 def test_ranks_that_differ(name: str, tiny_model: Path, reference: Reference, folder: Path) -> None:
     for deployment in deployed(SCENARIOS[name], tiny_model, folder):
         twice_the_same(deployment, reference)
 
 
+@LONG
 def test_prompts_that_are_pulled_while_they_are_computed(tiny_model: Path, reference: Reference, folder: Path) -> None:
     settings = {"lease_seconds": LEASE_S, "overlap": True}
     for deployment in deployed(Scenario("overlap", Group(), Group()), tiny_model, folder, handoff=settings):
@@ -214,7 +215,8 @@ def test_prompts_that_are_pulled_while_they_are_computed(tiny_model: Path, refer
         assert deployment.decode[0].metrics().total("vllm:kvstored_handoff_failed_pulls_total") == 0
 
 
-@pytest.mark.parametrize("decode_ranks", [1, pytest.param(2, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("decode_ranks", [1, 2])
 def test_experts_over_data_parallel_ranks(decode_ranks: int, models: ModelMaker, folder: Path) -> None:
     model = models("tiny", family="experts")
     with Engine(model, log=folder / "reference.log") as engine:

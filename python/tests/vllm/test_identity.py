@@ -82,8 +82,6 @@ def test_other_weights_and_types_never_hit(
 def test_other_hashes_hit_among_themselves(
     connected: Start, tiny_model: Path, reference: Reference, filled: Path, algorithm: str
 ) -> None:
-    if algorithm == "xxhash":
-        pytest.importorskip("xxhash")
     engine = connected(
         tiny_model, kv_transfer=transfer(embedded(filled)), prefix_caching=True, prefix_caching_hash_algo=algorithm
     )

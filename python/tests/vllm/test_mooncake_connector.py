@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connector_rig import BLOCK_TOKENS, HERE, Reference, whole_blocks
+from connector_rig import BLOCK_TOKENS, HERE, LONG, Reference, whole_blocks
 from lab import MooncakePair, VllmServer, prompt
 
 from kvstored.mooncake import shim_folder
@@ -60,7 +60,7 @@ class Rig:
         )
 
 
-@pytest.fixture(scope="module", params=["tcp", "shm"])
+@pytest.fixture(scope="module", params=["tcp", pytest.param("shm", marks=LONG)])
 def rig(request: pytest.FixtureRequest, tiny_model: Path, module_folder: Path) -> Iterator[Rig]:
     folder = module_folder / request.param
     folder.mkdir()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from connector_rig import MODES, Engine, Reference, cached, embedded, through, tokens, transfer
+from connector_rig import LONG, MODES, Engine, Reference, cached, embedded, through, tokens, transfer
 from lab import Daemon, EngineError, is_alive, prompt
 
 TOKENS = 8
@@ -63,6 +63,7 @@ def test_two_ranks_share_an_engine(connected: Start, tiny_model: Path, reference
     assert not [name for name in os.listdir("/dev/shm") if "kvstored" in name]
 
 
+@LONG
 def test_ranks_find_what_they_stored_before_a_restart_and_nobody_elses(
     connected: Start, tiny_model: Path, reference: Reference, folder: Path, start_daemon: Callable[..., Daemon]
 ) -> None:

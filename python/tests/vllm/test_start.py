@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connector_rig import Engine, cached, embedded, through, transfer
+from connector_rig import LONG, Engine, cached, embedded, through, transfer
 from lab import EngineError, VllmServer, prompt
 
 ModelMaker = Callable[..., Path]
@@ -150,6 +150,7 @@ def other_protocol(path: Path, version: int | None) -> Iterator[None]:
         thread.join(10)
 
 
+@LONG
 def test_a_server_with_wrong_settings_ends(tiny_model: Path, folder: Path) -> None:
     (folder / "file").write_text("")
     server = VllmServer(tiny_model, kv_transfer=transfer(embedded(folder / "file")), log=folder / "server.log")

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use kvstored_core::TransportStatistics;
 use kvstored_core::engine::{EngineStatistics, HistogramSnapshot, TierReport};
 use kvstored_core::eviction::PolicyKind;
 use prometheus_client::collector::Collector;
@@ -199,6 +200,47 @@ fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
                 .map(|tier| ([("tier", tier.name.as_str())], count(tier))),
         )?;
     }
+    transports(writer, tiers)
+}
+
+/// What tiers moved between nodes.
+fn transports(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
+    type Count = fn(&TransportStatistics) -> u64;
+    let bytes = Some(&Unit::Bytes);
+    let counts: [(&str, &str, Option<&Unit>, Count); 3] = [
+        (
+            "tier_transport_read",
+            "Bytes that whoever asked read over the transport",
+            bytes,
+            |moved| moved.read_bytes,
+        ),
+        (
+            "tier_transport_written",
+            "Bytes that whoever asked wrote over the transport",
+            bytes,
+            |moved| moved.written_bytes,
+        ),
+        (
+            "tier_transport_failures",
+            "Operations over the transport that failed, refused ones among them",
+            None,
+            |moved| moved.failures,
+        ),
+    ];
+    for (name, help, unit, count) in counts {
+        let samples = tiers.iter().flat_map(|tier| {
+            tier.statistics.transports.iter().map(move |moved| {
+                let side = if moved.served { "served" } else { "requested" };
+                let labels = [
+                    ("tier", tier.name.as_str()),
+                    ("transport", moved.transport.as_str()),
+                    ("side", side),
+                ];
+                (labels, count(moved))
+            })
+        });
+        writer.counters(name, help, unit, samples)?;
+    }
     Ok(())
 }
 
@@ -275,8 +317,8 @@ pub(crate) struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
-/// The one label of a sample.
-pub(crate) type Labels<'a> = [(&'static str, &'a str); 1];
+/// The labels of a sample.
+pub(crate) type Labels<'a, const COUNT: usize = 1> = [(&'static str, &'a str); COUNT];
 
 impl<'a> Writer<'a> {
     pub(crate) fn new(encoder: DescriptorEncoder<'a>) -> Self {
@@ -312,12 +354,12 @@ impl<'a> Writer<'a> {
         metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)
     }
 
-    pub(crate) fn counters<'s>(
+    pub(crate) fn counters<'s, const COUNT: usize>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        samples: impl IntoIterator<Item = (Labels<'s>, u64)>,
+        samples: impl IntoIterator<Item = (Labels<'s, COUNT>, u64)>,
     ) -> fmt::Result {
         let mut samples = samples.into_iter().peekable();
         if samples.peek().is_none() {

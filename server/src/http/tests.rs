@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvstored_core::engine::{EngineStatistics, Histogram, TierCounts, TierReport};
 use kvstored_core::eviction::PolicyKind;
-use kvstored_core::tier::TierStatistics;
+use kvstored_core::tier::{TierStatistics, TransportStatistics};
 
 use super::*;
 
@@ -24,6 +24,12 @@ fn sample() -> EngineStatistics {
             allocated_bytes: 1 << 30,
             capacity_bytes: 2 << 30,
             blocks: 42,
+            transports: vec![TransportStatistics {
+                transport: "ascend".into(),
+                served: degraded,
+                read_bytes: 4096,
+                ..TransportStatistics::default()
+            }],
             degraded,
             degraded_reason: if degraded {
                 "the disk is full".into()
@@ -69,6 +75,8 @@ fn metrics_carry_names_units_and_labels() {
         "kvstored_tier_pending_writes{tier=\"Cache\"} 5.0",
         "kvstored_tier_hits_total{tier=\"Posix\"} 7",
         "kvstored_tier_loaded_bytes_total{tier=\"Cache\"} 7340032",
+        "kvstored_tier_transport_read_bytes_total{tier=\"Cache\",transport=\"ascend\",side=\"requested\"} 4096",
+        "kvstored_tier_transport_failures_total{tier=\"Posix\",transport=\"ascend\",side=\"served\"} 0",
         "kvstored_dumped_blocks_total 11",
         "kvstored_dumped_bytes_total 11534336",
         "kvstored_errors_total{kind=\"io\"} 2",

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use kvstored_core::{Result, Runtime};
 use kvstored_host::config::Environment;
 use kvstored_master::server::MasterServer;
+use kvstored_transfer::reserve_descriptors;
 
 use crate::http::HttpServer;
 use crate::serve::{notify_supervisor, signals, start_logging};
@@ -30,6 +31,7 @@ pub fn run(arguments: MasterArguments, environment: &Environment) -> Result<Exit
     start_logging(settings.log_format, level.as_deref().unwrap_or("info"));
     raise_descriptor_limit();
     let runtime = Runtime::system();
+    reserve_descriptors(&runtime);
     let told = signals::watch(&runtime)?;
     let authenticated = settings.server.token.is_some();
     let ha = settings.server.ha.is_some();

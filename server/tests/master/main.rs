@@ -6,6 +6,7 @@
     clippy::indexing_slicing
 )] // tests, helpers included
 
+mod ascend;
 mod certificates;
 mod daemons;
 mod drains;

@@ -56,6 +56,10 @@ impl Stage {
 
     /// A daemon over that pipeline, in a run folder of its own.
     fn start(&self, name: &str, pipeline: &str) -> Daemon {
+        self.start_with(name, pipeline, &[])
+    }
+
+    fn start_with(&self, name: &str, pipeline: &str, more: &[&str]) -> Daemon {
         let run = self.path().join(name);
         fs::create_dir_all(&run).unwrap();
         let plugins = self.path().join("plugins").display().to_string();
@@ -71,6 +75,7 @@ impl Stage {
         if pipeline.contains("Ds3fs") {
             arguments.extend(["--plugin-directory", &plugins, "--plugin-setting", &library]);
         }
+        arguments.extend(more);
         let mount = self.mount().display().to_string();
         let environment = [("KVSTORED_USRBIO_MOUNT", mount.as_str())];
         Daemon::start_with(&run, &self.mount().join("blocks"), &arguments, &environment).unwrap()
@@ -122,6 +127,39 @@ fn acknowledged_blocks_survive_kills_and_are_the_posix_tiers() {
     let links = fs::read_dir(stage.mount().join("3fs-virt/iovs")).unwrap().count();
     // the killed daemon's are left, which the real library's side clears when it sees the process gone
     assert!(links <= 8, "{links} links to memory were left behind");
+}
+
+#[test]
+fn a_tenants_quota_holds_and_holds_again_after_a_kill() {
+    const BLOCKS: u64 = 20;
+    let stage = Stage::new();
+    let quota = format!("*={}", BLOCKS * small_layout().image_bytes() as u64);
+    let arguments = ["--tenant-quota", quota.as_str()];
+    let dump = |daemon: &Daemon, model: &str, numbers: std::ops::Range<u64>| {
+        let client = daemon.connect().unwrap();
+        let blocks = Blocks::open(&client, model, &small_layout()).unwrap();
+        let numbers: Vec<u64> = numbers.collect();
+        let outcomes = blocks.dump(&numbers, Durability::Tier).unwrap();
+        outcomes.iter().filter(|outcome| is_stored(outcome)).count() as u64
+    };
+    let ds3fs = |daemon: &Daemon| {
+        let tiers = daemon.connect().unwrap().statistics().unwrap().tiers;
+        let ds3fs = tiers.into_iter().find(|tier| tier.name == "Ds3fs").unwrap();
+        ds3fs.statistics
+    };
+    let daemon = stage.start_with("first", "Ds3fs", &arguments);
+    assert_eq!(dump(&daemon, "model", 0..50), BLOCKS);
+    let statistics = ds3fs(&daemon);
+    assert_eq!((statistics.blocks, statistics.refused_writes), (BLOCKS, 30));
+    daemon.kill();
+    // nobody opens the namespace that the tenant's blocks are in
+    let daemon = stage.start_with("again", "Ds3fs", &arguments);
+    assert_eq!(dump(&daemon, "another", 0..10), 0);
+    assert_eq!(ds3fs(&daemon).blocks, BLOCKS);
+    assert!(daemon.terminate());
+    let daemon = stage.start_with("without", "Ds3fs", &[]);
+    assert_eq!(dump(&daemon, "another", 0..10), 10);
+    assert!(daemon.terminate());
 }
 
 #[test]

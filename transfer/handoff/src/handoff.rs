@@ -215,9 +215,10 @@ impl Handoff {
                 (Side::Requested, TransportKind::Tcp) => &mut statistics.pulled_bytes_tcp,
                 (Side::Requested, TransportKind::Shm) => &mut statistics.pulled_bytes_shm,
                 (Side::Requested, TransportKind::Rdma) => &mut statistics.pulled_bytes_rdma,
+                (Side::Requested, TransportKind::Ascend) => &mut statistics.pulled_bytes_ascend,
                 (Side::Served, TransportKind::Tcp) => &mut statistics.served_bytes_tcp,
-                // the hand-off is given no plugged-in transport
-                (Side::Requested, TransportKind::Ascend) | (Side::Served, _) => continue,
+                (Side::Served, TransportKind::Ascend) => &mut statistics.served_bytes_ascend,
+                (Side::Served, TransportKind::Shm | TransportKind::Rdma) => continue,
             };
             *count += row.read_bytes;
         }

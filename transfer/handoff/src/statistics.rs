@@ -13,8 +13,12 @@ pub struct Statistics {
     pub pulled_bytes_shm: u64,
     /// Bytes that pulls brought over RDMA.
     pub pulled_bytes_rdma: u64,
-    /// Bytes that this side sent to consumers over sockets; over the others, consumers read by themselves.
+    /// Bytes that pulls brought over a plugged-in transport.
+    pub pulled_bytes_ascend: u64,
+    /// Bytes that this side sent to consumers over sockets; over `shm` and `rdma`, consumers read by themselves.
     pub served_bytes_tcp: u64,
+    /// Bytes that this side sent to consumers over a plugged-in transport.
+    pub served_bytes_ascend: u64,
     /// Bytes of them that came while the producer still computed their request.
     pub overlapped_bytes: u64,
     /// Pulls whose blocks all came.

@@ -95,8 +95,9 @@ fn the_helper_of_a_stopped_servers_transfers_helps_nobody_else() {
 
 #[test]
 fn a_stopped_server_that_is_asked_is_given_up() {
+    // longer than a peer that runs is held up on a machine that has much else to do: nobody else may be given up
     let impatient = EngineSettings {
-        peer_timeout: Duration::from_millis(300),
+        peer_timeout: Duration::from_secs(3),
         ..over(SHM, asking())
     };
     let rig = Rig::with(LARGE_BYTES as usize, over(SHM, listening()), impatient);

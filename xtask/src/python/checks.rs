@@ -28,12 +28,34 @@ const FACE_TESTS: [&str; 1] = ["tests/faces"];
 /// … and with a real vLLM from end to end.
 const VLLM_TESTS: [&str; 1] = ["tests/vllm"];
 
-/// A quick run's limits: of one test in seconds, and of all of them.
-const QUICK: (u32, Duration) = (60, Duration::from_mins(10));
-/// Those of a run that starts engines.
-const WITH_ENGINES: (u32, Duration) = (300, Duration::from_mins(35));
+/// How far a run goes.
+struct Extent {
+    /// How long one test may take.
+    test_limit_seconds: u32,
+    /// How long all of them may take.
+    limit: Duration,
+    /// Whether tests run that take long.
+    long_tests: bool,
+}
+
+const QUICK: Extent = Extent {
+    test_limit_seconds: 60,
+    limit: Duration::from_mins(10),
+    long_tests: false,
+};
+const WITH_ENGINES: Extent = Extent {
+    test_limit_seconds: 300,
+    limit: Duration::from_mins(35),
+    long_tests: false,
+};
 /// A developer's own run is ended by hand.
-const DEVELOPER: (u32, Duration) = (600, Duration::from_hours(24));
+const DEVELOPER: Extent = Extent {
+    test_limit_seconds: 600,
+    limit: Duration::from_hours(24),
+    long_tests: true,
+};
+/// Says the tests that long ones are wanted.
+const LONG_TESTS: &str = "KVSTORED_LONG_TESTS";
 
 /// So that whoever wants the tests to be quicker sees where the time goes.
 const SHOW_SLOWEST: &str = "--durations=10";
@@ -70,7 +92,7 @@ pub fn run_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
     setup::debian_program(OPENSSL.0, OPENSSL.1)?;
     let wheel = wheel::build(workspace, Profile::Development)?;
     let mut outcome = Ok(());
-    for (kind, folders, limits) in [
+    for (kind, folders, extent) in [
         (Kind::Tools, &UNIT_TESTS[..], QUICK),
         (Kind::Vllm, &FACE_TESTS, WITH_ENGINES),
     ] {
@@ -78,7 +100,7 @@ pub fn run_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
         environment.install(workspace, &wheel)?;
         let arguments = existing(&workspace.root.join(PACKAGE), folders);
         if !arguments.is_empty() {
-            outcome = outcome.and(pytest(workspace, &environment, &arguments, limits, counts));
+            outcome = outcome.and(pytest(workspace, &environment, &arguments, &extent, counts));
         }
     }
     outcome
@@ -88,10 +110,11 @@ pub fn run_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
 pub fn run_vllm_tests(workspace: &Workspace, counts: &Counts) -> Outcome {
     let environment = vllm_with_package(workspace)?;
     let arguments = existing(&workspace.root.join(PACKAGE), &VLLM_TESTS);
-    pytest(workspace, &environment, &arguments, WITH_ENGINES, counts)
+    pytest(workspace, &environment, &arguments, &WITH_ENGINES, counts)
 }
 
-/// The same for a developer: with arguments of pytest, whose paths are relative to the package's folder.
+/// The same for a developer, those included that take long: with arguments of pytest, whose paths are relative to the
+/// package's folder.
 pub fn run_vllm_tests_with(workspace: &Workspace, arguments: &[PathBuf]) -> Outcome {
     let environment = vllm_with_package(workspace)?;
     let mut command = Command::new(process::cargo());
@@ -104,7 +127,13 @@ pub fn run_vllm_tests_with(workspace: &Workspace, arguments: &[PathBuf]) -> Outc
         .iter()
         .any(|argument| workspace.root.join(PACKAGE).join(test_file(argument)).exists());
     let arguments = [if names_files { &[] } else { &all[..] }, arguments].concat();
-    pytest(workspace, &environment, &arguments, DEVELOPER, &Counts::default())
+    pytest(
+        workspace,
+        &environment,
+        &arguments,
+        &DEVELOPER,
+        &Counts::default(),
+    )
 }
 
 fn vllm_with_package(workspace: &Workspace) -> Result<Environment, Failure> {
@@ -118,7 +147,7 @@ fn pytest(
     workspace: &Workspace,
     environment: &Environment,
     arguments: &[PathBuf],
-    (test_seconds, limit): (u32, Duration),
+    extent: &Extent,
     counts: &Counts,
 ) -> Outcome {
     let package = workspace.root.join(PACKAGE);
@@ -140,7 +169,7 @@ fn pytest(
             SHOW_SLOWEST,
             "--timeout",
         ])
-        .arg(test_seconds.to_string())
+        .arg(extent.test_limit_seconds.to_string())
         .args(arguments);
     command
         .env("KVSTORED_BINARY", workspace.target.join("debug").join("kvstored"))
@@ -152,7 +181,10 @@ fn pytest(
         .env_remove("PYTHONDONTWRITEBYTECODE")
         // of others' plug-ins, only what the tests ask for
         .env_remove("PYTEST_ADDOPTS");
-    process::run_limited(&mut command, limit, |line| counts.add(line))
+    if extent.long_tests {
+        command.env(LONG_TESTS, "1");
+    }
+    process::run_limited(&mut command, extent.limit, |line| counts.add(line))
 }
 
 /// The file or folder of an argument such as `tests/vllm/test_environment.py::test_name`.

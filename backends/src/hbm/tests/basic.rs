@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use kvstored_core::{Action, Arena, Device, Durability, ErrorKind, Runtime, Tier};
 
-use super::support::{Rig, Switched, buffer, hash, image, namespace, wait};
+use super::support::{PATIENCE, Rig, Switched, buffer, hash, image, namespace, wait};
 use crate::hbm::{HbmSettings, HbmTier};
 
 #[test]
@@ -19,6 +19,8 @@ fn blocks_go_to_the_device_and_come_back_whole() {
     }
     // again: nothing to do
     rig.write(3).unwrap();
+    // an operation's caller is told before it's out of the queue
+    rig.tier.drain(Runtime::system().deadline(PATIENCE)).unwrap();
     let statistics = rig.tier.statistics();
     assert_eq!(
         (statistics.blocks, statistics.faults, statistics.queue_depth),

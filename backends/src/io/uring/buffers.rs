@@ -101,7 +101,8 @@ impl RegisteredBuffers {
 
     fn register(&mut self, submitter: &Submitter<'_>, arena: &Arc<Arena>, chunk: usize) -> Option<u16> {
         let start = chunk.checked_mul(CHUNK_BYTES)?;
-        let length = CHUNK_BYTES.min(arena.length().checked_sub(start)?);
+        // registering puts memory behind all of it
+        let length = arena.claim(start.checked_add(CHUNK_BYTES)?).checked_sub(start)?;
         let base = arena.address(start, length).ok()?;
         let place = self.free.pop()?;
         match update(submitter, place, base, length) {

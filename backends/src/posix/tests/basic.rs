@@ -113,7 +113,9 @@ fn a_second_write_of_a_block_stores_nothing() {
     write(&*tier, &info, 0..50);
     let flushed = write_as(&*tier, &info, &[hash(3), hash(3), hash(3)], Durability::Durable);
     assert!(flushed.iter().all(Result::is_ok), "{flushed:?}");
-    assert_eq!(tier.statistics().written_bytes, before);
+    // the header of the next segment may come meanwhile
+    let block = info.layout.image_bytes() as u64;
+    assert!(tier.statistics().written_bytes - before < block);
     // several at once are one write
     let again = vec![hash(99); 40];
     assert!(
@@ -121,7 +123,7 @@ fn a_second_write_of_a_block_stores_nothing() {
             .iter()
             .all(Result::is_ok)
     );
-    assert!(tier.statistics().written_bytes - before < 2 * info.layout.image_bytes() as u64);
+    assert!(tier.statistics().written_bytes - before < 2 * block);
 }
 
 #[test]

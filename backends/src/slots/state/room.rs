@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvstored_core::error::Result;
+use kvstored_core::error::{Error, ErrorKind, Result};
 use kvstored_core::tier::NamespaceInfo;
 
 use super::{SlotState, State};
@@ -38,6 +38,22 @@ impl State {
         if let Some(quotas) = &self.quotas {
             quotas.release(&namespace.identity.tenant, &namespace.namespace, length as u64);
         }
+    }
+
+    /// Why no slot was cut where nothing can be evicted.
+    pub(super) fn no_room(&mut self) -> Error {
+        if self.used_bytes() == 0 {
+            let why = format!(
+                "the {}'s capacity doesn't hold a block and its tables",
+                self.place
+            );
+            return Error::new(ErrorKind::TooLarge, why);
+        }
+        self.starved = true;
+        Error::new(
+            ErrorKind::Busy,
+            format!("every block of the {} is in use", self.place),
+        )
     }
 
     /// Evicts until a hole of that length is there, or nothing more can go.

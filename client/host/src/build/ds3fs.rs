@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvstored_core::{Pipeline, Result, Runtime, TierKind};
 use kvstored_plugin_host::{PluginSettings, PluginTier};
 
-use crate::config::{DS3FS, IoEngine, PluginOptions, ServeSettings};
+use crate::config::{DS3FS, IoEngine, ServeSettings};
 
 /// Whether a pipeline has it, by either name.
 pub(super) fn is_in(pipeline: &Pipeline) -> bool {
@@ -13,17 +13,13 @@ pub(super) fn is_in(pipeline: &Pipeline) -> bool {
 }
 
 /// Loads the plugin and opens its tier. Fails as every plugin does.
-pub(super) fn open_ds3fs(
-    settings: &ServeSettings,
-    options: &PluginOptions,
-    runtime: &Runtime,
-) -> Result<Arc<PluginTier>> {
+pub(super) fn open_ds3fs(settings: &ServeSettings, runtime: &Runtime) -> Result<Arc<PluginTier>> {
     let given = PluginSettings {
         settings: shared_settings(settings),
         tier_name: Some(TierKind::Ds3fs.to_string()),
         ..PluginSettings::default()
     };
-    super::plugin::load(DS3FS, options, given, runtime)
+    super::plugin::open_plugin(DS3FS, settings, given, runtime)
 }
 
 /// The Posix tier's settings as the plugin takes them.

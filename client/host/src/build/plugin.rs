@@ -2,35 +2,42 @@
 
 use std::sync::Arc;
 
-use kvstored_core::{Error, ErrorKind, Result, Runtime, TransportFactory};
-use kvstored_plugin_host::{PluginDevice, PluginDirectory, PluginSettings, PluginTier, Probe};
+use kvstored_core::{Device, Error, ErrorKind, Result, Runtime, TransportFactory};
+use kvstored_plugin_host::{PluginDirectory, PluginSettings, PluginTier, Probe};
 
-use crate::config::PluginOptions;
+use super::ledger;
+use crate::config::{PluginOptions, ServeSettings};
 
-/// Loads a plugin and opens its tier, as `Plugin(name)`. Fails as [`load`] does.
-pub(super) fn open_plugin(name: &str, options: &PluginOptions, runtime: &Runtime) -> Result<Arc<PluginTier>> {
-    load(name, options, PluginSettings::default(), runtime)
-}
-
-/// Loads a plugin and opens its tier; what the operator tells it comes after `settings` and replaces them by key. Fails
-/// with `Unsupported` in a program that can't try plugins before it loads them.
-pub(super) fn load(
+/// Loads a plugin and opens its tier, within the quotas of `settings`; what the operator tells it comes after
+/// `plugin_settings` and replaces them by key. Fails with `Unsupported` in a program that can't try plugins before it loads
+/// them.
+pub(super) fn open_plugin(
     name: &str,
-    options: &PluginOptions,
-    settings: PluginSettings,
+    settings: &ServeSettings,
+    plugin_settings: PluginSettings,
     runtime: &Runtime,
 ) -> Result<Arc<PluginTier>> {
-    directory(name, options)?.open(name, told(name, options, settings), runtime)
+    let missing = || Error::internal("a pipeline with a plugin and no settings for it");
+    let options = settings.plugins.as_ref().ok_or_else(missing)?;
+    let told = told(name, options, plugin_settings);
+    directory(name, options)?.open(name, told, ledger(settings)?, runtime)
 }
 
-/// Loads a plugin and opens its device. Fails as [`load`] does.
-pub(super) fn open_device(
-    name: &str,
-    options: &PluginOptions,
-    runtime: &Runtime,
-) -> Result<Arc<PluginDevice>> {
+/// Loads a plugin and opens its device: for a tier, or beside an engine in this process that uses the same device.
+///
+/// Fails with `Unsupported` in a program that can't try plugins before it loads them, `PermissionDenied` and `Mismatch` for
+/// a plugin that isn't trusted, and as the plugin's own `open` does.
+pub fn open_device(name: &str, options: &PluginOptions, runtime: &Runtime) -> Result<Arc<dyn Device>> {
     let settings = told(name, options, PluginSettings::default());
-    directory(name, options)?.open_device(name, &settings, runtime)
+    Ok(directory(name, options)?.open_device(name, &settings, runtime)?)
+}
+
+/// What opens a plugin's transport when it's first needed, for a program that has no pipeline.
+///
+/// Fails with `Unsupported` in a program that can't try plugins before it loads them.
+pub fn plugged_transport(name: &str, options: &PluginOptions, runtime: &Runtime) -> Result<TransportFactory> {
+    directory(name, options)?;
+    Ok(transport_factory(name, options, runtime))
 }
 
 /// What opens a plugin's transport when it's first needed.
@@ -48,7 +55,8 @@ fn directory(name: &str, options: &PluginOptions) -> Result<PluginDirectory> {
         Error::new(
             ErrorKind::Unsupported,
             format!(
-                "plugin {name}: only the kvstored program loads plugins; serve this pipeline from a daemon"
+                "plugin {name}: plugins are tried by the kvstored program first, and there is none: put it on the PATH or name \
+                 it in KVSTORED_PROGRAM"
             ),
         )
     })?;

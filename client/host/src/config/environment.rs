@@ -18,7 +18,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `KVSTORED_LOG`.
     pub log_level: Option<String>,
-    /// The program that tries plugins in a process of its own: this one, where it's `kvstored`.
+    /// The program that tries plugins in a process of its own: this one, where it's `kvstored`, else `KVSTORED_PROGRAM`, else
+    /// the first `kvstored` on the `PATH`.
     pub plugin_probe: Option<PathBuf>,
     /// `MOONCAKE_CONFIG_PATH`.
     pub mooncake_config: Option<PathBuf>,
@@ -44,7 +45,9 @@ impl Environment {
             data_home: path("XDG_DATA_HOME"),
             home: path("HOME"),
             log_level: text("KVSTORED_LOG"),
-            plugin_probe: own_program(),
+            plugin_probe: own_program()
+                .or_else(|| path("KVSTORED_PROGRAM"))
+                .or_else(program_on_path),
             mooncake_config: text("MOONCAKE_CONFIG_PATH").map(PathBuf::from),
             mooncake_master: text("MOONCAKE_MASTER"),
             mooncake_global_segment_size: text("MOONCAKE_GLOBAL_SEGMENT_SIZE"),
@@ -99,6 +102,15 @@ impl Environment {
 fn own_program() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     (program.file_name()? == "kvstored").then_some(program)
+}
+
+/// The first `kvstored` on the `PATH` that may be run.
+fn program_on_path() -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join("kvstored"))
+        .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// The machine's memory, or the control group's limit where that is lower.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvstored_core::{Pipeline, TierKind};
+use kvstored_core::{Error, Pipeline, Result, TierKind};
 
 use super::environment::Environment;
 use super::hbm::HbmDevice;
@@ -14,6 +14,8 @@ use super::validate::Check;
 /// The plugin behind the tier `Ds3fs`.
 pub const DS3FS: &str = "ds3fs";
 
+/// How long a plugin may take where nothing is said.
+const TIMEOUT_MS: u64 = 5000;
 /// The longest that a plugin may be told to take.
 const MOST_TIMEOUT_MS: u64 = 600_000;
 
@@ -67,18 +69,15 @@ impl PluginOptions {
             }
             return None;
         }
-        let timeout_ms = options.plugin_timeout_ms.unwrap_or(5000);
+        let timeout_ms = options.plugin_timeout_ms.unwrap_or(TIMEOUT_MS);
         check.range("plugin_timeout_ms", timeout_ms, 1, MOST_TIMEOUT_MS);
         // what is built in by name may lie beside the program
         let only_ours = !pipeline
             .tiers()
             .iter()
             .any(|kind| matches!(kind, TierKind::Plugin(_)));
-        let beside = || {
-            let program = environment.plugin_probe.as_ref().filter(|_| only_ours)?;
-            Some(program.parent()?.join("plugins"))
-        };
-        let Some(directory) = options.plugin_directory.clone().or_else(beside) else {
+        let own = || beside(environment).filter(|_| only_ours);
+        let Some(directory) = options.plugin_directory.clone().or_else(own) else {
             let what = "a pipeline with a plugin needs the directory that it lies in";
             check.wrong("plugin_directory", "", what);
             return None;
@@ -86,6 +85,30 @@ impl PluginOptions {
         Some(Self {
             directory,
             settings: options.plugin_setting.clone(),
+            timeout: Duration::from_millis(timeout_ms),
+            probe: environment.plugin_probe.clone(),
+        })
+    }
+
+    /// Those of a plugged-in transport or device in a program that has no pipeline; without a directory, plugins lie beside the
+    /// program that tries them. Fails with `InvalidInput`, naming the setting.
+    pub fn without_pipeline(
+        directory: Option<PathBuf>,
+        settings: Vec<PluginSetting>,
+        timeout_ms: Option<u64>,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let timeout_ms = timeout_ms.unwrap_or(TIMEOUT_MS);
+        if !(1..=MOST_TIMEOUT_MS).contains(&timeout_ms) {
+            return Err(Error::invalid(format!(
+                "plugin_timeout_ms is {timeout_ms}, not 1 to {MOST_TIMEOUT_MS}"
+            )));
+        }
+        let directory = directory.or_else(|| beside(environment));
+        let missing = || Error::invalid("plugin_directory is missing: where the plugin lies");
+        Ok(Self {
+            directory: directory.ok_or_else(missing)?,
+            settings,
             timeout: Duration::from_millis(timeout_ms),
             probe: environment.plugin_probe.clone(),
         })
@@ -112,8 +135,15 @@ impl PluginOptions {
     }
 }
 
+/// Where plugins lie that come with the program.
+fn beside(environment: &Environment) -> Option<PathBuf> {
+    let program = environment.plugin_probe.as_ref()?;
+    Some(program.parent()?.join("plugins"))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::Environment;
     use crate::config::tests::resolve_with;
 
@@ -155,6 +185,25 @@ mod tests {
                 .iter()
                 .all(|(_, value, _)| !value.contains("4096"))
         );
+    }
+
+    #[test]
+    fn a_transport_by_itself_has_its_plugin_beside_the_program_or_where_it_is_told() {
+        let nowhere = Environment::default();
+        let error = PluginOptions::without_pipeline(None, Vec::new(), None, &nowhere).unwrap_err();
+        assert!(error.message().contains("plugin_directory"), "{error}");
+        let installed = Environment {
+            plugin_probe: Some("/opt/kvstored/kvstored".into()),
+            ..Environment::default()
+        };
+        let options = PluginOptions::without_pipeline(None, Vec::new(), None, &installed).unwrap();
+        assert_eq!(options.directory, PathBuf::from("/opt/kvstored/plugins"));
+        assert_eq!(options.timeout, Duration::from_secs(5));
+        let given = Some("/opt/plugins".into());
+        let options = PluginOptions::without_pipeline(given, Vec::new(), Some(100), &installed).unwrap();
+        assert_eq!(options.directory, PathBuf::from("/opt/plugins"));
+        let error = PluginOptions::without_pipeline(None, Vec::new(), Some(0), &installed).unwrap_err();
+        assert!(error.message().contains("plugin_timeout_ms"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_void};
 pub use transport::*;
 
 /// Major version in the upper 16 bits.
-pub const ABI_VERSION: u32 = 0x0001_0001;
+pub const ABI_VERSION: u32 = 0x0001_0002;
 /// The exported function's name.
 pub const ENTRY_SYMBOL: &[u8] = b"kvstored_plugin_entry\0";
 
@@ -190,6 +190,8 @@ pub struct Host {
     pub stored: Option<unsafe extern "C" fn(context: *mut c_void, keys: *const Key, count: u64)>,
     /// Blocks have left.
     pub removed: Option<unsafe extern "C" fn(context: *mut c_void, keys: *const Key, count: u64)>,
+    /// A namespace of blocks that are told of; since 1.2.
+    pub describe: Option<unsafe extern "C" fn(context: *mut c_void, info: *const Namespace)>,
 }
 
 /// A tier's functions. They are options so that a missing one is seen, not called.

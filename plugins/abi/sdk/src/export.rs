@@ -9,6 +9,9 @@ use crate::host::{Host, Level};
 use crate::operation::Operation;
 use crate::tier::{NamespaceInfo, Settings, Tier};
 
+/// Most operations that a place is reserved for before they are looked at.
+const MOST_RESERVED: usize = 1024;
+
 /// What the C side's `void *tier` points to.
 struct Opened<T> {
     host: Host,
@@ -72,17 +75,17 @@ pub(crate) unsafe fn slice<'a, V>(first: *const V, count: u64) -> &'a [V] {
 /// # Safety
 /// `lent` must be valid for reads of the bytes that its first field, a `u32`, says; `V` must be one for which zeros are
 /// valid.
-unsafe fn sized<V: Copy>(lent: *const V) -> V {
-    let mut copy = std::mem::MaybeUninit::<V>::zeroed();
+pub(crate) unsafe fn sized<V: Copy>(lent: *const V) -> V {
     // SAFETY: the caller vouches for the size in front.
     let size = unsafe { lent.cast::<u32>().read() } as usize;
-    // SAFETY: the caller vouches for that many bytes, and no more than there's room for are copied.
+    if size >= size_of::<V>() {
+        // SAFETY: the caller vouches for that many bytes.
+        return unsafe { lent.read() };
+    }
+    let mut copy = std::mem::MaybeUninit::<V>::zeroed();
+    // SAFETY: the caller vouches for that many bytes, which are fewer than there's room for, and for the zeros behind.
     unsafe {
-        std::ptr::copy_nonoverlapping(
-            lent.cast::<u8>(),
-            copy.as_mut_ptr().cast::<u8>(),
-            size.min(size_of::<V>()),
-        );
+        std::ptr::copy_nonoverlapping(lent.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), size);
         copy.assume_init()
     }
 }
@@ -144,7 +147,7 @@ unsafe extern "C" fn submit<T: Tier>(tier: *mut c_void, operations: *const abi::
     let opened = unsafe { opened::<T>(tier) };
     let mut next = operations;
     // all are taken over first: one that a panic drops fails instead of being forgotten
-    let mut taken = Vec::new();
+    let mut taken = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(MOST_RESERVED));
     for _ in 0..count {
         // SAFETY: the host lends that many, each with its size in front.
         let operation = unsafe { sized(next) };

@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 
 use crate::abi;
+use crate::export::sized;
 use crate::failure::Failure;
+use crate::tier::NamespaceInfo;
 
 /// How much a log message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,8 @@ pub enum Level {
 /// The program that loaded the plugin. Valid for ever and from any thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
-    table: abi::Host,
+    /// A copy that is never freed, so that every operation can have it without copying it.
+    table: &'static abi::Host,
 }
 
 // SAFETY: the interface allows the functions from any thread, and the context is only handed back to them.
@@ -36,21 +39,24 @@ impl Host {
     /// # Safety
     /// `table` must point to a host's table, whose functions stay valid for ever.
     pub(crate) unsafe fn copy(table: *const abi::Host) -> Option<Self> {
+        // all that version 1.0 has
+        const NEEDED: usize = std::mem::offset_of!(abi::Host, describe);
         if table.is_null() {
             return None;
         }
         // SAFETY: the first field is there in every version.
-        let size = unsafe { (*table).struct_size } as usize;
-        if size < size_of::<abi::Host>() {
+        if (unsafe { (*table).struct_size } as usize) < NEEDED {
             return None;
         }
-        // SAFETY: the table has at least the fields of this version.
-        let table = unsafe { *table };
+        // SAFETY: the table has as many bytes as it says.
+        let table = unsafe { sized(table) };
         let whole = table.log.is_some()
             && table.complete.is_some()
             && table.stored.is_some()
             && table.removed.is_some();
-        whole.then_some(Self { table })
+        whole.then(|| Self {
+            table: Box::leak(Box::new(table)),
+        })
     }
 
     /// Writes a line to the host's log.
@@ -74,6 +80,25 @@ impl Host {
         if let Some(removed) = self.table.removed {
             // SAFETY: the keys are lent for the call.
             unsafe { removed(self.table.context, keys.as_ptr(), keys.len() as u64) }
+        }
+    }
+
+    /// Says what a namespace is of which blocks are here from an earlier run, so that they count for its tenant's quota
+    /// before anybody opens it. Best said before its blocks are told. Hosts before 1.2 don't hear of it.
+    pub fn describe(&self, info: &NamespaceInfo) {
+        if let Some(describe) = self.table.describe {
+            let described = abi::Namespace {
+                struct_size: size_of::<abi::Namespace>() as u32,
+                shards: 0,
+                digest: info.digest,
+                image_bytes: info.image_bytes,
+                payload_bytes: info.payload_bytes,
+                tenant: abi::Text::lend(&info.tenant),
+                model: abi::Text::lend(&info.model),
+                description: abi::Text::lend(&info.description),
+            };
+            // SAFETY: the struct and its texts are lent for the call.
+            unsafe { describe(self.table.context, &raw const described) }
         }
     }
 

@@ -128,6 +128,20 @@ impl Operation {
         Ok(())
     }
 
+    /// A copy of the whole buffer. Fails with `NoSpace` if there's no memory for it.
+    pub fn image(&self) -> Result<Box<[u8]>, Failure> {
+        let mut image = Vec::new();
+        image
+            .try_reserve_exact(self.length)
+            .map_err(|_| Failure::new(Kind::NoSpace, format!("no memory for {} bytes", self.length)))?;
+        // SAFETY: as in `copy_out`; the vector has room for that many bytes, all of which are there afterwards.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.data, image.as_mut_ptr(), self.length);
+            image.set_len(self.length);
+        }
+        Ok(image.into_boxed_slice())
+    }
+
     /// Copies into the buffer of a read. Fails with `InvalidInput` outside of it and for a write.
     pub fn copy_in(&mut self, offset: usize, source: &[u8]) -> Result<(), Failure> {
         self.check(offset, source.len())?;

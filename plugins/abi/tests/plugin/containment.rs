@@ -11,7 +11,7 @@ use kvstored_core::Runtime;
 use kvstored_core::memory::SlotOwner;
 use kvstored_core::{
     Action, Arena, BlockHash, Durability, Engine, EngineSettings, Error, ErrorKind, Identity, Layout,
-    NamespaceInfo, Operation, SlotGuard, Tier,
+    Namespace, NamespaceInfo, Operation, SlotGuard, Tier,
 };
 use kvstored_plugin_host::PluginTier;
 
@@ -142,6 +142,16 @@ fn rubbish_takes_a_plugin_out() {
         assert_eq!(fixture.write().unwrap_err().kind(), ErrorKind::Internal);
         fixture.expect_out();
     }
+}
+
+#[test]
+fn what_a_plugin_says_of_a_namespace_is_checked() {
+    let fixture = Fixture::new("invents", PATIENCE);
+    assert!(fixture.tier.stored_namespace(&Namespace([0; 32])).is_none());
+    fixture.write().unwrap();
+    assert!(fixture.present() && fixture.tier.statistics().faults == 0);
+    fixture.tier.shutdown();
+    Fixture::new("sizeless", PATIENCE).expect_out();
 }
 
 #[test]

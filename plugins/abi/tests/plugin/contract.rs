@@ -1,14 +1,25 @@
 //! The examples pass the conformance kit, and a pipeline works over one.
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use kvstored_backends::cache::{CacheSettings, CacheTier};
 
 use kvstored_conformance::{Options, Subject, run};
-use kvstored_core::{BlockHash, Engine, EngineSettings, Identity, Layout, MemoryTier, Result, Runtime, Tier};
+use kvstored_core::memory::SlotOwner;
+use kvstored_core::{
+    Action, Arena, BlockHash, Durability, Engine, EngineSettings, ErrorKind, Identity, Layout, MemoryTier,
+    NamespaceInfo, Operation, Result, Runtime, SlotGuard, Tier,
+};
 
 use crate::support::{Directory, PATIENCE, acquire, dump, expect_payload, plugins};
+
+struct Nobody;
+
+impl SlotOwner for Nobody {
+    fn release(&self, _slot: u32) {}
+}
 
 fn open_cache() -> Result<Arc<CacheTier>> {
     let settings = CacheSettings {
@@ -138,4 +149,39 @@ fn a_pipeline_writes_through_a_plugin_and_reads_from_it() {
     expect_payload(&namespace, &found.slot);
     drop(found);
     engine.shutdown();
+}
+
+#[test]
+fn a_drain_waits_until_the_callers_were_told() {
+    let directory = Directory::new();
+    directory.copy_memory();
+    directory.list();
+    let plugin = directory.open("memory", PATIENCE, &[]).unwrap();
+    let layout = Layout::uniform(1, 1, 4096).unwrap();
+    let namespace = Arc::new(NamespaceInfo::new(Identity::default(), layout).unwrap());
+    let bytes = namespace.layout.image_bytes();
+    let arena = Arc::new(Arena::heap(bytes).unwrap());
+    let (being_told, told) = channel();
+    let (go_on, goes_on) = channel::<()>();
+    plugin.submit(vec![Operation {
+        namespace,
+        hash: BlockHash::new(&[5; 16]).unwrap(),
+        action: Action::Write(Durability::Memory),
+        buffer: SlotGuard::new(arena, Arc::new(Nobody), 0, 0, bytes),
+        completion: Box::new(move |_, outcome| {
+            being_told.send(outcome).unwrap();
+            let _ = goes_on.recv_timeout(PATIENCE);
+        }),
+    }]);
+    told.recv_timeout(PATIENCE).unwrap().unwrap();
+    let runtime = Runtime::system();
+    let error = plugin
+        .drain(runtime.deadline(Duration::from_millis(50)))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(plugin.statistics().queue_depth, 1);
+    drop(go_on);
+    plugin.drain(runtime.deadline(PATIENCE)).unwrap();
+    assert_eq!(plugin.statistics().queue_depth, 0);
+    plugin.shutdown();
 }

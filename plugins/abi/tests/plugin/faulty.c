@@ -23,6 +23,15 @@ static void *volatile fault_address;
 
 static int is(const char *name) { return strcmp(fault, name) == 0; }
 
+/* Says what a namespace is, wrongly. */
+static void describe(uint32_t size) {
+    kvstored_namespace info = {.struct_size = size};
+    static const char JSON[] = "{\"identity\": {}, \"layout\": [[4096]]}";
+    info.description.data = JSON;
+    info.description.length = sizeof JSON - 1;
+    host->describe(host->context, &info);
+}
+
 static int32_t tier_open(const kvstored_host *given, const kvstored_setting *settings, uint64_t count, void **tier) {
     host = given;
     fault[0] = 0;
@@ -32,6 +41,8 @@ static int32_t tier_open(const kvstored_host *given, const kvstored_setting *set
         fault[settings[0].value.length] = 0;
     }
     *tier = &fault;
+    if (is("sizeless")) describe(0);
+    if (is("invents")) describe(sizeof(kvstored_namespace));
     return is("open") ? 99 : KVSTORED_OK;
 }
 

@@ -46,7 +46,7 @@ structs! {
         struct_size, degraded, allocated_bytes, capacity_bytes, read_bytes, written_bytes, evicted_blocks,
         refused_writes
     }
-    "kvstored_host" = abi::Host { struct_size, abi_version, context, log, complete, stored, removed }
+    "kvstored_host" = abi::Host { struct_size, abi_version, context, log, complete, stored, removed, describe }
     "kvstored_tier" = abi::Tier {
         struct_size, keeps, open, open_namespace, submit, remove, purge, statistics, drain, close
     }

@@ -26,12 +26,11 @@ fn emulator() -> String {
 }
 
 /// The plugin as the daemon loads it, over that library.
-fn factory(library: String, listen: Option<u16>) -> TransportFactory {
+fn factory(library: String, listen: Option<String>) -> TransportFactory {
     TransportFactory::new(move || {
         let directory = Directory::new();
         directory.copy_built("libkvstored_plugin_hixl.so", "hixl");
         directory.list();
-        let listen = listen.map(|port| format!("127.0.0.1:{port}"));
         let mut settings = vec![("address", "127.0.0.1"), ("library", library.as_str())];
         settings.extend(listen.as_deref().map(|listen| ("listen", listen)));
         Ok(directory.open_transport("hixl", &settings)?)
@@ -154,9 +153,10 @@ impl Pair {
             .map(|line| line.unwrap())
             .find_map(|line| line.strip_prefix("serves at ").map(str::to_owned))
             .expect("an address");
-        // unlike that of any other process that is alive
-        let port = 20_000 + (std::process::id() % 40_000) as u16;
-        let engine = engine(transports, factory(library, Some(port)));
+        // one that no other test has
+        let first = 20_000 + (std::process::id() % 40_000) as u16;
+        let listen = format!("127.0.0.1:{first}-{}", first + 63);
+        let engine = engine(transports, factory(library, Some(listen)));
         let peer = engine.open_peer(&address, soon()).unwrap();
         let grant = Grant::decode(&peer.ask(b"grant", soon()).unwrap()).unwrap();
         let local = engine.allocate(BYTES).unwrap();
@@ -245,6 +245,20 @@ fn another_process_is_read_and_written() {
     }
     assert_eq!(pair.moved(ASCEND), 7 * BYTES as u64);
     pair.engine.unregister(pair.local.id(), soon()).unwrap();
+}
+
+#[test]
+fn transports_that_share_a_range_of_ports_have_one_each() {
+    let first = 61_000 + (std::process::id() % 2_000) as u16 * 2;
+    let listen = format!("127.0.0.1:{first}-{}", first + 1);
+    let factory = factory(emulator(), Some(listen));
+    let both = [factory.open().unwrap(), factory.open().unwrap()];
+    assert_ne!(both[0].address().unwrap(), both[1].address().unwrap());
+    let Err(error) = factory.open() else {
+        panic!("a third one listens")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    drop(both);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod hbm;
 mod header;
 mod hixl;
 mod measure;
+mod quotas;
 mod sharing;
 mod support;
 mod transports;

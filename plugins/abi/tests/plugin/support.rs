@@ -9,6 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use kvstored_core::checksum::Checksum;
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::{
     Acquired, BlockHash, Durability, Engine, NamespaceInfo, Reserved, Result, Runtime, SlotGuard,
 };
@@ -89,8 +90,27 @@ impl Directory {
     }
 
     pub fn open(&self, name: &str, timeout: Duration, settings: &[(&str, &str)]) -> Result<Arc<PluginTier>> {
+        self.open_with(name, timeout, settings, None)
+    }
+
+    pub fn open_within(
+        &self,
+        name: &str,
+        settings: &[(&str, &str)],
+        quotas: &Arc<QuotaLedger>,
+    ) -> Result<Arc<PluginTier>> {
+        self.open_with(name, PATIENCE, settings, Some(quotas))
+    }
+
+    pub fn open_with(
+        &self,
+        name: &str,
+        timeout: Duration,
+        settings: &[(&str, &str)],
+        quotas: Option<&Arc<QuotaLedger>>,
+    ) -> Result<Arc<PluginTier>> {
         let (plugins, settings) = self.plugins(timeout, settings);
-        plugins.open(name, settings, &Runtime::system())
+        plugins.open(name, settings, quotas.cloned(), &Runtime::system())
     }
 
     pub fn open_device(&self, name: &str, settings: &[(&str, &str)]) -> Result<Arc<PluginDevice>> {

@@ -5,6 +5,7 @@ mod engine;
 mod faults;
 mod measure;
 mod plugin;
+mod quotas;
 mod rules;
 mod same_format;
 mod support;

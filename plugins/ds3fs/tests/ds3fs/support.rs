@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstored_core::memory::SlotOwner;
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::{Arena, Result, Runtime, SlotGuard};
 use kvstored_plugin_host::{PluginDirectory, PluginSettings, PluginTier, Probe, run_probe};
 use libloading::os::unix::Library;
@@ -143,6 +144,15 @@ impl Plugins {
     }
 
     pub fn open_with(&self, settings: &[(&str, String)], timeout: Duration) -> Result<Arc<PluginTier>> {
+        self.open_within(settings, timeout, None)
+    }
+
+    pub fn open_within(
+        &self,
+        settings: &[(&str, String)],
+        timeout: Duration,
+        quotas: Option<Arc<QuotaLedger>>,
+    ) -> Result<Arc<PluginTier>> {
         let own = std::env::current_exe().unwrap();
         // this program tries plugins too, by the test below
         let probe = Probe::new(own, &["--exact", "--ignored", "support::tries_a_plugin"]);
@@ -157,6 +167,7 @@ impl Plugins {
         PluginDirectory::new(self.directory.path().to_owned(), probe).open(
             "ds3fs",
             settings,
+            quotas,
             &Runtime::system(),
         )
     }

@@ -2,42 +2,74 @@
 //!
 //! One setting: `capacity_bytes` (default 1 GiB).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvstored_plugin::{Action, Durability, Failure, Host, Key, Kind, Operation, Settings, Statistics, Tier};
 
 const DEFAULT_CAPACITY_BYTES: u64 = 1 << 30;
+/// Removed keys that are never worth going through.
+const FEW: usize = 64;
+
+struct Image {
+    /// Counts writes.
+    number: u64,
+    bytes: Box<[u8]>,
+}
 
 #[derive(Default)]
 struct Blocks {
-    images: HashMap<Key, Box<[u8]>>,
-    /// Oldest first; keys that were removed stay until their turn comes.
-    order: VecDeque<Key>,
+    images: HashMap<Key, Image>,
+    /// Oldest first; those that were removed stay until their turn comes, or until they are most of them.
+    order: VecDeque<(u64, Key)>,
+    writes: u64,
     statistics: Statistics,
 }
 
 impl Blocks {
-    fn remove(&mut self, key: &Key) -> bool {
-        let Some(image) = self.images.remove(key) else {
-            return false;
-        };
-        self.statistics.allocated_bytes -= image.len() as u64;
-        true
+    fn remove(&mut self, key: &Key) {
+        if let Some(image) = self.images.remove(key) {
+            self.statistics.allocated_bytes -= image.bytes.len() as u64;
+        }
     }
 
-    /// Makes room for an image. Returns what had to go.
-    fn make_room(&mut self, bytes: u64) -> Vec<Key> {
+    /// Whether a place in the order is that of an image that's still here.
+    fn is_here(images: &HashMap<Key, Image>, (number, key): &(u64, Key)) -> bool {
+        images.get(key).is_some_and(|image| image.number == *number)
+    }
+
+    /// Forgets the order of what was removed, once that is more than what is left.
+    fn tidy(&mut self) {
+        if self.order.len() > 2 * self.images.len() + FEW {
+            let images = &self.images;
+            self.order.retain(|place| Self::is_here(images, place));
+        }
+    }
+
+    /// Adds an image, unless the block is here, and makes room for it. Returns what had to go.
+    fn add(&mut self, key: Key, bytes: Box<[u8]>) -> Vec<Key> {
         let mut evicted = Vec::new();
-        while self.statistics.allocated_bytes + bytes > self.statistics.capacity_bytes {
+        let Entry::Vacant(free) = self.images.entry(key) else {
+            return evicted;
+        };
+        self.writes += 1;
+        self.statistics.allocated_bytes += bytes.len() as u64;
+        self.statistics.written_bytes += bytes.len() as u64;
+        let number = self.writes;
+        free.insert(Image { number, bytes });
+        while self.statistics.allocated_bytes > self.statistics.capacity_bytes {
+            // the new one isn't in the order yet
             let Some(oldest) = self.order.pop_front() else {
                 break;
             };
-            if self.remove(&oldest) {
+            if Self::is_here(&self.images, &oldest) {
+                self.remove(&oldest.1);
                 self.statistics.evicted_blocks += 1;
-                evicted.push(oldest);
+                evicted.push(oldest.1);
             }
         }
+        self.order.push_back((number, key));
         evicted
     }
 }
@@ -58,18 +90,17 @@ impl MemoryTier {
             .images
             .get(operation.key())
             .ok_or_else(|| Failure::new(Kind::NotFound, "the block isn't here"))?;
-        if image.len() != operation.length() {
+        if image.bytes.len() != operation.length() {
             return Err(Failure::new(Kind::Mismatch, "the block has another size"));
         }
-        operation.copy_in(0, image)?;
+        operation.copy_in(0, &image.bytes)?;
         blocks.statistics.read_bytes += operation.length() as u64;
         Ok(())
     }
 
     fn write(&self, operation: &Operation) -> Result<(), Failure> {
         let bytes = operation.length() as u64;
-        let mut image = vec![0; operation.length()].into_boxed_slice();
-        operation.copy_out(0, &mut image)?;
+        let image = operation.image()?;
         let mut blocks = self.blocks();
         if bytes > blocks.statistics.capacity_bytes {
             blocks.statistics.refused_writes += 1;
@@ -78,14 +109,7 @@ impl MemoryTier {
                 format!("a block of {bytes} bytes can't fit"),
             ));
         }
-        if blocks.images.contains_key(operation.key()) {
-            return Ok(());
-        }
-        let evicted = blocks.make_room(bytes);
-        blocks.statistics.allocated_bytes += bytes;
-        blocks.statistics.written_bytes += bytes;
-        blocks.order.push_back(*operation.key());
-        blocks.images.insert(*operation.key(), image);
+        let evicted = blocks.add(*operation.key(), image);
         drop(blocks);
         if !evicted.is_empty() {
             self.host.removed(&evicted);
@@ -120,6 +144,7 @@ impl Tier for MemoryTier {
         for key in keys {
             blocks.remove(key);
         }
+        blocks.tidy();
         Ok(())
     }
 
@@ -134,6 +159,7 @@ impl Tier for MemoryTier {
         for key in gone {
             blocks.remove(&key);
         }
+        blocks.tidy();
         Ok(())
     }
 
@@ -143,3 +169,54 @@ impl Tier for MemoryTier {
 }
 
 kvstored_plugin::kvstored_plugin! { name: "memory", version: "0.1.0", tier: MemoryTier }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> Key {
+        Key {
+            namespace_digest: [1; 32],
+            hash: kvstored_plugin::abi::Hash {
+                bytes: [number; 32],
+                length: 32,
+                reserved: 0,
+            },
+        }
+    }
+
+    fn image() -> Box<[u8]> {
+        vec![7; 10].into_boxed_slice()
+    }
+
+    fn room_for(blocks: u64) -> Blocks {
+        let mut made = Blocks::default();
+        made.statistics.capacity_bytes = blocks * 10;
+        made
+    }
+
+    #[test]
+    fn a_block_that_was_removed_and_written_again_is_as_young_as_that() {
+        let mut blocks = room_for(2);
+        assert!(blocks.add(key(1), image()).is_empty());
+        blocks.remove(&key(1));
+        assert!(blocks.add(key(2), image()).is_empty());
+        assert!(blocks.add(key(1), image()).is_empty());
+        assert_eq!(blocks.add(key(3), image()), [key(2)]);
+        assert!(blocks.images.contains_key(&key(1)) && blocks.images.contains_key(&key(3)));
+        assert_eq!(blocks.statistics.allocated_bytes, 20);
+    }
+
+    #[test]
+    fn what_was_removed_takes_no_memory() {
+        let mut blocks = room_for(8);
+        blocks.add(key(0), image());
+        for _ in 0..10 * FEW {
+            blocks.add(key(1), image());
+            blocks.remove(&key(1));
+            blocks.tidy();
+        }
+        assert!(blocks.order.len() <= 2 + FEW);
+        assert!(Blocks::is_here(&blocks.images, &blocks.order[0]));
+    }
+}

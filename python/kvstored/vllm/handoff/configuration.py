@@ -12,6 +12,7 @@ from typing import Any
 
 from kvstored import InvalidInput
 from kvstored.mooncake import settings as mooncake
+from kvstored.mooncake.plugged import ASCEND_VARIABLE, KEYS, PluggedTransport
 
 CONFIG_VARIABLE = "MOONCAKE_CONFIG_PATH"
 LEASE_VARIABLE = "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT"
@@ -22,9 +23,8 @@ _LOAD_TIMEOUT_S = 30.0
 _LONGEST_S = 86_400.0
 _MOST_RANKS = 4096
 _MOST_CONFIG_BYTES = 1 << 20
-_TRANSPORTS = ("shm", "tcp", "rdma")
-_ELSEWHERE = {"ascend": "this machine has none: whatever reaches a peer is used"}
-"""Protocols of mooncake.json that other machines have."""
+_TRANSPORTS = ("shm", "tcp", "rdma", mooncake.ASCEND)
+_UNPLUGGED = f"no plugin is named for it (pool_ascend, or {ASCEND_VARIABLE}: Plugin(NAME))"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class HandoffSettings:
     """Threads of each worker that pull."""
     overlap: bool = False
     """Whether decode instances may pull a prompt's blocks while this prefill instance computes it."""
+    plugged: PluggedTransport | None = None
+    """What the transport `ascend` is."""
 
 
 def read_settings(extra: Mapping[str, Any], own_host: str) -> tuple[HandoffSettings, list[str]]:
@@ -81,7 +83,8 @@ def read_settings(extra: Mapping[str, Any], own_host: str) -> tuple[HandoffSetti
     lease = _seconds(LEASE_VARIABLE, os.environ.get(LEASE_VARIABLE), _LEASE_S)
     lease = _seconds("lease_seconds", given.pop("lease_seconds", None), lease)
     timeout = _seconds("load_timeout_seconds", given.pop("load_timeout_seconds", None), _LOAD_TIMEOUT_S)
-    transports = _transports(given.pop("transports", None), warnings)
+    plugged = PluggedTransport.configured({key: given.pop(key, None) for key in KEYS}, by_device=True)
+    transports = _transports(given.pop("transports", None), plugged, warnings)
     host = given.pop("listen_host", None) or own_host
     verify = given.pop("verify", True)
     overlap = given.pop("overlap", False)
@@ -97,7 +100,17 @@ def read_settings(extra: Mapping[str, Any], own_host: str) -> tuple[HandoffSetti
     security = mooncake.Security.from_environment()
     _check_security(host, security)
     read = HandoffSettings(
-        security, host, sizes["prefill"], sizes["decode"], lease, timeout, transports, verify, threads, overlap
+        security=security,
+        listen_host=host,
+        prefill=sizes["prefill"],
+        decode=sizes["decode"],
+        lease_seconds=lease,
+        load_timeout_seconds=timeout,
+        transports=transports,
+        verify=verify,
+        pull_threads=threads,
+        overlap=overlap,
+        plugged=plugged,
     )
     return read, warnings
 
@@ -150,9 +163,9 @@ def _sizes(role: str, value: Any) -> Sizes:
     return Sizes(**read)
 
 
-def _transports(value: Any, warnings: list[str]) -> tuple[str, ...]:
+def _transports(value: Any, plugged: PluggedTransport | None, warnings: list[str]) -> tuple[str, ...]:
     if value is None:
-        return _from_mooncake_json(warnings)
+        return _from_mooncake_json(plugged, warnings)
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InvalidInput(f"transports = {_shown(value)}: expected a list")
@@ -161,10 +174,12 @@ def _transports(value: Any, warnings: list[str]) -> tuple[str, ...]:
         return ()
     if wrong := [name for name in names if name not in _TRANSPORTS]:
         raise InvalidInput(f"transports = {_shown(value)}: {wrong[0]} is none of {', '.join(_TRANSPORTS)}")
+    if mooncake.ASCEND in names and plugged is None:
+        raise InvalidInput(f"transports = {_shown(value)}: {_UNPLUGGED}")
     return tuple(names)
 
 
-def _from_mooncake_json(warnings: list[str]) -> tuple[str, ...]:
+def _from_mooncake_json(plugged: PluggedTransport | None, warnings: list[str]) -> tuple[str, ...]:
     """The transports that the file's protocol stands for."""
     path = os.environ.get(CONFIG_VARIABLE)
     if not path:
@@ -177,11 +192,11 @@ def _from_mooncake_json(warnings: list[str]) -> tuple[str, ...]:
     protocol = read.get("protocol", "") if isinstance(read, dict) else None
     if not isinstance(protocol, str):
         raise InvalidInput(f"{CONFIG_VARIABLE} {path}: protocol = {_shown(protocol)}: expected a word")
-    if protocol in _ELSEWHERE:
-        warnings.append(f"{path}: protocol {protocol}: {_ELSEWHERE[protocol]}")
+    if protocol == mooncake.ASCEND and plugged is None:
+        warnings.append(f"{path}: protocol {protocol}: {_UNPLUGGED}; whatever reaches a peer is used")
         return ()
     try:
-        return tuple(mooncake.transports(protocol))
+        return tuple(mooncake.transports(protocol, plugged))
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
 

@@ -102,8 +102,9 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
         pp_rank, tp_rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
+        device = get_tp_group().local_rank
         shape = read_shape(self._vllm_config, self._kv_cache_config, kv_caches, tp_rank)
-        native = start_native(self._settings, self._place, shape, pp_rank, tp_rank)
+        native = start_native(self._settings, self._place, shape, pp_rank, tp_rank, device)
         names = [name for name, _ in shape.layers]
         self._worker = HandoffWorker(native, self._settings, self._statistics, names)
 
@@ -221,13 +222,24 @@ class MooncakeConnectorV1(KVConnectorBase_V1):
         )
 
 
-def start_native(settings: HandoffSettings, place: Place, shape: Shape, pp_rank: int, tp_rank: int) -> _native.Handoff:
+def start_native(
+    settings: HandoffSettings, place: Place, shape: Shape, pp_rank: int, tp_rank: int, device: int
+) -> _native.Handoff:
     """What moves a worker's bytes, listening.
 
+    Args:
+        settings: the hand-off's.
+        place: the instance's among the others.
+        shape: of the KV that the worker has.
+        pp_rank: the worker's stage.
+        tp_rank: its number there.
+        device: its device's number on this machine.
+
     Raises:
-        KvstoredError: when it can't listen there, or the security settings are wrong.
+        KvstoredError: when it can't listen there, or the security settings are wrong, or the plugin's.
     """
     security = settings.security
+    plugged = None if settings.plugged is None else settings.plugged.of_device(device)
     native = _native.Handoff.start(
         address(settings.listen_host, place.rank_port(pp_rank, tp_rank)),
         list(settings.transports),
@@ -237,6 +249,7 @@ def start_native(settings: HandoffSettings, place: Place, shape: Shape, pp_rank:
         security.authority,
         settings.verify,
         settings.pull_threads,
+        plugged,
     )
     native.describe(
         engine_id=place.engine_id,

@@ -8,7 +8,7 @@ from kvstored.vllm.measures import COUNTER, GAUGE, HISTOGRAM, Measure
 
 _PULL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
-TRANSPORTS = ("shm", "tcp", "rdma")
+TRANSPORTS = ("shm", "tcp", "rdma", "ascend")
 
 _MEASURES = (
     Measure("offered", COUNTER, "Requests whose prompt's blocks were kept for a decode instance."),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvstored import InvalidInput
 from kvstored.vllm.geometry import BlockAddresses
 from kvstored.vllm.identity import base_identity, block_tokens, kv_format
 
@@ -43,14 +44,18 @@ def read_shape(vllm_config: Any, kv_cache_config: Any, kv_caches: Mapping[str, A
         InvalidInput: when they aren't in host memory or not in one piece for each block and layer.
     """
     addresses = BlockAddresses(kv_caches, kv_cache_config)
+    require_host_memory(addresses)
     heads = own_heads(vllm_config, kv_cache_config, tp_rank)
     layers: list[tuple[str, list[Piece]]] = []
     divisible = True
-    for name, page, (base, stride) in zip(addresses.layer_names, addresses.page_bytes, addresses.places, strict=True):
-        rows = head_rows(kv_caches[name], addresses.blocks, heads.count)
-        divisible = divisible and rows is not None
-        length = (addresses.blocks - 1) * stride + page
-        layers.append((name, [(base, length, stride, page, rows or 1, heads.count)]))
+    for name, pieces in zip(addresses.layer_names, addresses.pieces, strict=True):
+        told: list[Piece] = []
+        for piece in pieces:
+            rows = head_rows(piece.tensor, addresses.blocks, heads.count)
+            divisible = divisible and rows is not None
+            length = (addresses.blocks - 1) * piece.stride + piece.nbytes
+            told.append((piece.address, length, piece.stride, piece.nbytes, rows or 1, heads.count))
+        layers.append((name, told))
     # heads that can't be told apart go only to workers that have the same ones
     apart = 0 if divisible else vllm_config.parallel_config.tensor_parallel_size
     return Shape(
@@ -59,6 +64,20 @@ def read_shape(vllm_config: Any, kv_cache_config: Any, kv_caches: Mapping[str, A
         block_tokens(kv_cache_config),
         fingerprint(vllm_config, kv_cache_config, apart),
     )
+
+
+def require_host_memory(addresses: BlockAddresses) -> None:
+    """Refuses KV on a device.
+
+    Raises:
+        InvalidInput: naming a layer and its device.
+    """
+    for name, pieces in zip(addresses.layer_names, addresses.pieces, strict=True):
+        for piece in pieces:
+            if piece.tensor.device.type != "cpu":
+                raise InvalidInput(
+                    f"layer {name}: KV lies on device {piece.tensor.device}, and the hand-off moves host memory only"
+                )
 
 
 def own_heads(vllm_config: Any, kv_cache_config: Any, tp_rank: int) -> Heads:

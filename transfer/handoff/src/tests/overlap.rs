@@ -49,6 +49,12 @@ fn follows(transport: TransportKind, model: Model, from: (u32, u32), to: (u32, u
     all(&|rank| assert!(rank.handoff.extend("one", &THERE[6..]).unwrap()));
     all(&|rank| compute_layer(rank, 0, 4, 9));
     moved(bytes(&after_one) + 1);
+    for rank in &consumer.ranks {
+        // counted a turn later, and a fast producer would be done by then
+        eventually("what came counts as overlapped", || {
+            (rank.handoff.statistics().overlapped_bytes > 0).then_some(())
+        });
+    }
     all(&|rank| (1..rank.layers()).for_each(|layer| compute_layer(rank, layer, 4, 9)));
     all(&|rank| assert!(rank.handoff.complete("one", PATIENCE)));
     for rank in &consumer.ranks {
@@ -68,7 +74,8 @@ fn follows(transport: TransportKind, model: Model, from: (u32, u32), to: (u32, u
             assert!(!(100..110).any(|content| rank.holds(other, content)));
         }
         let statistics = rank.handoff.statistics();
-        assert!(0 < statistics.overlapped_bytes && statistics.overlapped_bytes < bytes(&statistics));
+        // all of it, where the last blocks are pulled before the request is complete
+        assert!(0 < statistics.overlapped_bytes && statistics.overlapped_bytes <= bytes(&statistics));
     }
     for rank in &producer.ranks {
         assert_eq!(rank.released("one"), "taken");

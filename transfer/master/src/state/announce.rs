@@ -1,5 +1,7 @@
-//! Announcements: a node says what it holds. Nodes are the truth; where two contradict each other, the later put wins.
+//! Announcements: a node says what it holds. Nodes are the truth; where two contradict each other, the later put wins. But
+//! what the master had ended on a node that it knew is over, though the node hasn't heard of it.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use kvstored_core::{Error, ErrorKind, Result};
@@ -48,6 +50,7 @@ impl State {
         }
         if last && let Some(node) = self.node_mut(number) {
             node.phase = Phase::Ready;
+            node.ended = HashSet::new();
             let (room, drains) = (node.free.free_bytes(), node.draining.is_some());
             self.by_room.insert((room, number));
             self.effects.room = true;
@@ -97,6 +100,7 @@ impl State {
                 wrong("a put is announced twice")
             };
         }
+        let over = holding.state == HoldingState::Releasing || node.ended.contains(&holding.put);
         let bytes = rounded(holding.length);
         if !self
             .with_room(number, |node| node.free.reserve(holding.offset, bytes))
@@ -109,8 +113,8 @@ impl State {
         self.tenants.charge(tenant, bytes);
         self.used_bytes += bytes;
         self.counters.announced_replicas += 1;
-        if !self.admit(replica, tenant, holding, now) {
-            self.counters.announced_conflicts += u64::from(holding.state != HoldingState::Releasing);
+        if over || !self.admit(replica, tenant, holding, now) {
+            self.counters.announced_conflicts += u64::from(!over);
             self.end_replica(tenant, holding.length, replica);
         }
         Ok(())
@@ -118,9 +122,6 @@ impl State {
 
     /// Adds a replica to the object that it belongs to. Returns whether it's to stay.
     fn admit(&mut self, replica: Replica, tenant: u32, holding: &Holding, now: Instant) -> bool {
-        if holding.state == HoldingState::Releasing {
-            return false;
-        }
         let sealed = holding.state == HoldingState::Sealed;
         let Some(slot) = self.look_up(&holding.key) else {
             self.admit_new(replica, tenant, holding, now);

@@ -1,6 +1,6 @@
 //! What a master knows of one node.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ pub(super) struct Node {
     pub puts: HashMap<u64, u32>,
     pub quarantine: HashMap<u64, Quarantined>,
     pub quarantined_bytes: u64,
+    /// While it announces: puts that were over when it mounted anew, of which it may not have heard.
+    pub ended: HashSet<u64>,
     /// Orders that weren't given yet.
     orders: VecDeque<u64>,
     /// Orders that were given, and when.
@@ -106,6 +108,7 @@ impl Node {
             puts: HashMap::new(),
             quarantine: HashMap::new(),
             quarantined_bytes: 0,
+            ended: HashSet::new(),
             orders: VecDeque::new(),
             given: VecDeque::new(),
         }
@@ -182,6 +185,16 @@ impl Node {
             self.quarantined_bytes += bytes;
             self.orders.push_back(put);
         }
+    }
+
+    /// Puts that are over here, of which the node may not have heard.
+    pub fn ended_puts(&self) -> HashSet<u64> {
+        self.quarantine.keys().chain(&self.ended).copied().collect()
+    }
+
+    /// Whether a put is over here, and the node may not have heard of it.
+    pub fn is_ending(&self, put: u64) -> bool {
+        self.quarantine.contains_key(&put) || self.ended.contains(&put)
     }
 
     /// The node has confirmed that nothing touches a range any more.

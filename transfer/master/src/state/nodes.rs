@@ -1,5 +1,6 @@
 //! Nodes: mounting, staying alive, confirming, leaving.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use kvstored_core::{Error, ErrorKind, Result};
@@ -48,8 +49,10 @@ impl State {
         }
         // a mark that the node has learned from another master counts only where this one doesn't know better
         let mut draining = lender.draining;
+        let mut ended = HashSet::new();
         if let Some(number) = self.by_id.get(&lender.node).copied() {
             draining = self.node(number).and_then(|node| node.draining);
+            ended = self.node(number).map(Node::ended_puts).unwrap_or_default();
             self.let_go(number, now);
         } else if self.by_id.len() >= self.settings.max_nodes {
             return Err(Error::new(
@@ -60,6 +63,7 @@ impl State {
         self.next_put = self.next_put.max(lender.highest_put + 1);
         let mut node = Node::new(lender, token_key.clone(), now, self.settings.client_ttl);
         node.draining = draining;
+        node.ended = ended;
         let deadline = node.deadline;
         let number = self.nodes.iter().position(Option::is_none);
         let number = number.unwrap_or_else(|| {
@@ -223,6 +227,7 @@ impl State {
         self.by_room.remove(&(node.free.free_bytes(), number));
         let quarantine = std::mem::take(&mut node.quarantine);
         node.quarantined_bytes = 0;
+        node.ended = HashSet::new();
         self.used_bytes -= used;
         self.quarantined_bytes -= waiting;
         self.capacity_bytes -= capacity;

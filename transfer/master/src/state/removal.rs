@@ -34,13 +34,10 @@ impl State {
     /// Whether ranges of an object that was removed, or of any object where there is no put, wait for their node's
     /// confirmation. Until then a crash of the master could bring the object back.
     pub fn is_ending(&self, put: Option<u64>) -> bool {
+        let mut nodes = self.nodes.iter().flatten();
         match put {
-            Some(put) => self
-                .nodes
-                .iter()
-                .flatten()
-                .any(|node| node.quarantine.contains_key(&put)),
-            None => self.quarantined_bytes > 0,
+            Some(put) => nodes.any(|node| node.is_ending(put)),
+            None => self.quarantined_bytes > 0 || nodes.any(|node| !node.ended.is_empty()),
         }
     }
 

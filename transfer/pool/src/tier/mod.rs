@@ -8,15 +8,17 @@ mod images;
 mod index;
 mod work;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstored_core::runtime::ThreadHandle;
 use kvstored_core::{
     BlockHash, BlockKey, Durability, Error, EventSink, Namespace, NamespaceInfo, Operation, Result, Runtime,
-    Tier, TierStatistics,
+    Tier, TierStatistics, TransportStatistics,
 };
 use kvstored_master::HoldingState;
+use kvstored_transfer::{PeerCounters, Side};
 use parking_lot::Mutex;
 
 use crate::client::PoolClient;
@@ -124,6 +126,25 @@ impl PoolTier {
     }
 }
 
+/// What went over each transport, whichever peers it was.
+fn moved(peers: &[PeerCounters]) -> Vec<TransportStatistics> {
+    let mut sums = BTreeMap::new();
+    for row in peers {
+        let served = row.side == Side::Served;
+        let sum = sums
+            .entry((row.transport, served))
+            .or_insert_with(|| TransportStatistics {
+                transport: row.transport.name().to_owned(),
+                served,
+                ..TransportStatistics::default()
+            });
+        sum.read_bytes += row.read_bytes;
+        sum.written_bytes += row.written_bytes;
+        sum.failures += row.failures;
+    }
+    sums.into_values().collect()
+}
+
 impl Tier for PoolTier {
     fn name(&self) -> &'static str {
         "Pool"
@@ -183,6 +204,7 @@ impl Tier for PoolTier {
             written_bytes: counts.written_bytes,
             quarantined_blocks: counts.corrupt_blocks,
             refused_writes: counts.refused_writes,
+            transports: moved(&self.client.engine().counters()),
             degraded: counts.degraded.is_some(),
             degraded_reason: counts.degraded.unwrap_or_default(),
             ..TierStatistics::default()

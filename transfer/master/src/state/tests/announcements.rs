@@ -3,7 +3,7 @@
 use kvstored_core::ErrorKind;
 
 use super::super::State;
-use super::{id, key, lender, pool, put, start};
+use super::{id, is_there, key, lender, pool, put, start};
 use crate::settings::MasterSettings;
 use crate::types::*;
 
@@ -157,4 +157,59 @@ fn a_node_that_is_being_emptied_says_so_to_the_next_master() {
     assert!(next.has_news_of_drain(&id(1), 101));
     assert_eq!(next.orders(&id(1), 101, later).draining, None);
     assert_eq!(next.node_statuses(later)[0].1.state, "ready");
+}
+
+#[test]
+fn what_was_removed_stays_so_when_its_nodes_mount_anew_before_they_hear_of_it() {
+    let (mut state, now) = pool(MasterSettings::default(), 2, 1 << 20);
+    let ticket = put(&mut state, "k", 10, now);
+    let source = ticket.locations[0].node;
+    state.drain(&source, false, false, now).unwrap();
+    let moves = state.start_moves(&source, 100, &[], now).unwrap().moves;
+    let copy = &moves[0].ticket;
+    state.remove(&key("k"), true, now).unwrap();
+
+    for (place, put, holds) in [
+        (&copy.locations[0], copy.put, HoldingState::Open),
+        (&ticket.locations[0], ticket.put, HoldingState::Sealed),
+    ] {
+        let number = place.node[0];
+        let holding = Holding {
+            key: key("k"),
+            put,
+            offset: place.offset,
+            length: 10,
+            checksum: 7,
+            state: holds,
+        };
+        // the first time its announcement is lost
+        for lost in [true, false] {
+            let lender = lender(number, 1 << 20);
+            state
+                .mount(&lender, TokenKey::from_bytes([number; 32]), now)
+                .unwrap();
+            assert!(
+                state.is_ending(Some(put)) && state.is_ending(None),
+                "before it announces too"
+            );
+            if !lost {
+                let holdings = std::slice::from_ref(&holding);
+                state.announce(&id(number), 100, holdings, true, now).unwrap();
+            }
+        }
+        assert!(state.is_ending(Some(put)));
+        assert_eq!(state.orders(&id(number), 100, now).release, [put]);
+    }
+    let finished = Finished {
+        key: &key("k"),
+        put: copy.put,
+        checksum: 7,
+        nodes: &[copy.locations[0].node],
+        master_epoch: 100,
+    };
+    assert_eq!(
+        state.end_put(&finished, now).unwrap_err().kind(),
+        ErrorKind::Fenced
+    );
+    assert!(!is_there(&mut state, "k", now));
 }

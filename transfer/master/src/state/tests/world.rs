@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::super::State;
+use super::super::node::Node;
 use super::super::ranges::rounded;
 use super::{id, lender, start};
 use crate::settings::MasterSettings;
@@ -119,6 +120,9 @@ impl World {
 
     /// A node mounts and announces what it holds. What it holds counts as leased.
     pub fn mount(&mut self, node: usize) {
+        let number = self.state.by_id.get(&id(node as u8)).copied();
+        let known = number.and_then(|number| self.state.node(number));
+        let ended = known.map(Node::ended_puts).unwrap_or_default();
         let mut lender = lender(node as u8, SEGMENT);
         lender.highest_put = self.nodes[node].highest_put;
         let mounted = self
@@ -155,7 +159,10 @@ impl World {
         self.state
             .announce(&id(node as u8), mounted.epoch, &[], true, self.now)
             .unwrap();
-        self.learn(node, &holdings);
+        // what was removed doesn't come back, though its node hadn't heard of that
+        let mut left = holdings;
+        left.retain(|holding| !ended.contains(&holding.put));
+        self.learn(node, &left);
     }
 
     /// What a node's announcement means for what is owed.
@@ -196,7 +203,8 @@ impl World {
         }
     }
 
-    /// The master loses what it knew of a node.
+    /// The master loses what it knew of a node. A put that has no place left may go on where its nodes announce it, so
+    /// that its writer gets the same one again.
     pub fn forget(&mut self, node: usize) {
         self.owed.retain(|_, owed| {
             owed.nodes.remove(&node);
@@ -208,8 +216,6 @@ impl World {
                 .locations
                 .retain(|location| location.node != id(node as u8));
         }
-        self.pending
-            .retain(|pending| !pending.ticket.locations.is_empty());
     }
 
     /// The node dies with its memory.
