@@ -26,6 +26,10 @@ pub fn header_checksum(parts: &[&[u8]]) -> u32 {
     digest.finalize() as u32
 }
 
+fn corrupt(what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("descriptor page: {what}"))
+}
+
 /// A decoded descriptor page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
@@ -77,7 +81,7 @@ impl Envelope {
         page.put_slice(&MAGIC);
         page.put_u16_le(VERSION);
         page.put_u16_le(self.shard_checksums.len() as u16);
-        page.put_u32_le((FIXED_BYTES + 8 * self.shard_checksums.len()) as u32);
+        page.put_u32_le(Self::header_bytes(self.shard_checksums.len()) as u32);
         page.put_slice(&self.key.namespace.0);
         page.put_slice(self.key.hash.padded());
         page.put_u8(self.key.hash.len() as u8);
@@ -99,19 +103,31 @@ impl Envelope {
             .map_err(|_| Error::internal("a descriptor page has the wrong size"))
     }
 
+    /// Bytes at the start of a page that say something, for a block of so many shards.
+    pub const fn header_bytes(shards: usize) -> usize {
+        FIXED_BYTES + 8 * shards
+    }
+
     /// Parses a page and checks magic, version and header checksum.
     ///
     /// Fails with `Unsupported` for a newer version and with `Corrupt` for anything else that is wrong.
     pub fn decode(page: &[u8]) -> Result<Self> {
-        let corrupt = |what: String| Error::new(ErrorKind::Corrupt, format!("descriptor page: {what}"));
         if page.len() < PAGE_BYTES {
-            return Err(corrupt(format!("{} bytes", page.len())));
+            return Err(corrupt(&format!("{} bytes", page.len())));
+        }
+        Self::decode_header(page)
+    }
+
+    /// As [`Envelope::decode`], of at least the page's [`Envelope::header_bytes`].
+    pub fn decode_header(page: &[u8]) -> Result<Self> {
+        if page.len() < FIXED_BYTES {
+            return Err(corrupt(&format!("{} bytes", page.len())));
         }
         let mut fields = page;
         let mut magic = [0u8; 8];
         fields.copy_to_slice(&mut magic);
         if magic != MAGIC {
-            return Err(corrupt("wrong magic".into()));
+            return Err(corrupt("wrong magic"));
         }
         let version = fields.get_u16_le();
         if version != VERSION {
@@ -126,8 +142,11 @@ impl Envelope {
         }
         let shards = usize::from(fields.get_u16_le());
         let header_bytes = fields.get_u32_le() as usize;
-        if shards > Layout::MAX_SHARDS || header_bytes != FIXED_BYTES + 8 * shards {
-            return Err(corrupt(format!("{shards} shards in {header_bytes} header bytes")));
+        let fits = shards <= Layout::MAX_SHARDS && header_bytes <= page.len();
+        if !fits || header_bytes != Self::header_bytes(shards) {
+            return Err(corrupt(&format!(
+                "{shards} shards in {header_bytes} header bytes"
+            )));
         }
         let expected = header_checksum(&[&page[..HEADER_CHECKSUM_OFFSET], &page[FIXED_BYTES..header_bytes]]);
         let mut namespace = [0u8; 32];
@@ -144,12 +163,12 @@ impl Envelope {
         let created_unix_ms = fields.get_u64_le();
         let mut stored = &page[HEADER_CHECKSUM_OFFSET..FIXED_BYTES];
         if stored.get_u32_le() != expected {
-            return Err(corrupt("wrong header checksum".into()));
+            return Err(corrupt("wrong header checksum"));
         }
         let hash = hash
             .get(..hash_length)
             .and_then(|bytes| BlockHash::new(bytes).ok())
-            .ok_or_else(|| corrupt(format!("hash length {hash_length}")))?;
+            .ok_or_else(|| corrupt(&format!("hash length {hash_length}")))?;
         let mut checksums = &page[FIXED_BYTES..header_bytes];
         let mut shard_checksums = Vec::with_capacity(shards);
         while checksums.has_remaining() {

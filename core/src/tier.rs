@@ -14,6 +14,9 @@ use crate::identity::Identity;
 use crate::layout::Layout;
 use crate::memory::{Arena, SlotGuard};
 
+/// Headers of descriptor pages up to here, of up to 40 shards, are looked at without memory from the heap.
+const SMALL_HEADER_BYTES: usize = 512;
+
 /// A namespace as every tier knows it: its digest, what it stands for and the layout of its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceInfo {
@@ -47,8 +50,17 @@ impl NamespaceInfo {
     /// Checks a slot's descriptor page: it has to be that block's under this layout. Fails with `Corrupt`.
     pub fn check_descriptor(&self, hash: BlockHash, slot: &SlotGuard) -> Result<Envelope> {
         let key = self.key(hash);
+        let length = Envelope::header_bytes(self.layout.shards().len());
+        let (mut small, mut large) = ([0; SMALL_HEADER_BYTES], Vec::new());
+        let header = if let Some(header) = small.get_mut(..length) {
+            header
+        } else {
+            large.resize(length, 0);
+            &mut large
+        };
+        slot.arena().read(slot.offset(), header)?;
         // a flipped bit may look like another version
-        let envelope = Envelope::decode(&slot.descriptor()?[..])
+        let envelope = Envelope::decode_header(header)
             .map_err(|error| Error::new(ErrorKind::Corrupt, error.message()).with("key", key))?;
         envelope.expect(&key, &self.layout)?;
         Ok(envelope)

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use kvstored_core::{Action, Arena, Durability, Error, ErrorKind, Namespace, NamespaceInfo, Result};
 use kvstored_plugin::abi;
-use parking_lot::MutexGuard;
 
 use crate::callbacks::leak_table;
 use crate::describe::describe;
-use crate::flow::{Flow, Job};
+use crate::flow::Job;
 use crate::library::Functions;
 use crate::shared::{Mode, Shared, to_abi};
 
@@ -149,83 +148,31 @@ impl Plugin {
         }
     }
 
-    /// The namespaces of operations that the plugin wasn't told of.
-    fn unknown(&mut self, flow: &mut Flow, numbers: &[u64]) -> Vec<Arc<NamespaceInfo>> {
-        let mut unknown: Vec<Arc<NamespaceInfo>> = Vec::new();
-        for number in numbers {
-            let Some(ticket) = flow.tickets.get(*number) else {
-                continue;
-            };
-            let digest = ticket.namespace.namespace;
-            if self.last_told == Some(digest) {
-                continue;
-            }
-            if self.told.contains(&digest) {
-                self.last_told = Some(digest);
-            } else if !unknown.iter().any(|other| other.namespace == digest) {
-                unknown.push(ticket.namespace.clone());
-            }
-        }
-        unknown
-    }
-
-    /// Tells of a namespace, and takes back those of the operations that are for it if the plugin refuses.
-    fn introduce(&mut self, shared: &Shared, info: &NamespaceInfo, numbers: &[u64]) {
-        let Err(error) = self.open_namespace(info) else {
-            return;
-        };
-        let of_it: Vec<u64> = {
-            let mut flow = shared.flow.lock();
-            let of_it = |number: &&u64| {
-                let ticket = flow.tickets.get(**number);
-                ticket.is_some_and(|ticket| ticket.namespace.namespace == info.namespace)
-            };
-            numbers.iter().filter(of_it).copied().collect()
-        };
-        shared.withdraw(&of_it, &error);
-    }
-
     /// Hands operations over that still wait.
-    fn submit<'a>(&mut self, shared: &'a Shared, mut flow: MutexGuard<'a, Flow>, numbers: &[u64]) {
+    fn submit(&mut self, shared: &Shared, numbers: &[u64]) {
         if shared.is_broken() {
-            drop(flow);
             shared.withdraw(numbers, &shared.refusal());
             return;
         }
-        let unknown = self.unknown(&mut flow, numbers);
-        if !unknown.is_empty() {
-            drop(flow);
-            for info in unknown {
-                self.introduce(shared, &info, numbers);
-            }
-            flow = shared.flow.lock();
-        }
         let mut memories: Vec<Box<abi::Memory>> = Vec::new();
+        // a namespace that the plugin refuses is asked about once
+        let mut refused: Option<(Namespace, Error)> = None;
         for number in numbers {
-            // those that took too long in the queue are gone
-            let Some(ticket) = flow.tickets.get(*number) else {
+            let Some(Lent::Unknown(info)) = self.lend(shared, *number, &mut memories) else {
                 continue;
             };
-            ticket.lent = true;
-            let (action, durability) = match ticket.action {
-                Action::Write(Durability::Memory) => (abi::WRITE, abi::MEMORY),
-                Action::Write(Durability::Tier) => (abi::WRITE, abi::TIER),
-                Action::Write(Durability::Durable) => (abi::WRITE, abi::DURABLE),
-                Action::Read | Action::Verify => (abi::READ, 0),
+            let opened = match &refused {
+                Some((namespace, error)) if *namespace == info.namespace => Err(error.clone()),
+                _ => self.open_namespace(&info),
             };
-            self.batch.push(abi::Operation {
-                struct_size: size_of::<abi::Operation>() as u32,
-                action,
-                ticket: *number,
-                key: to_abi(&ticket.key()),
-                data: ticket.buffer.address().cast(),
-                length: ticket.namespace.layout.image_bytes() as u64,
-                durability,
-                reserved: 0,
-                memory: memory_of(ticket.buffer.arena(), &mut memories),
-            });
+            match opened {
+                Ok(()) => drop(self.lend(shared, *number, &mut memories)),
+                Err(error) => {
+                    shared.withdraw(&[*number], &error);
+                    refused = Some((info.namespace, error));
+                }
+            }
         }
-        drop(flow);
         if !self.batch.is_empty() {
             // SAFETY: the tier is open; the batch and the memories it points to are lent for the call, the buffers until
             // each operation ends, which their tickets' guards see to.
@@ -233,6 +180,48 @@ impl Plugin {
             self.batch.clear();
         }
     }
+
+    /// Puts an operation into the batch. `None` for one that took too long in the queue.
+    #[allow(clippy::vec_box)]
+    fn lend(&mut self, shared: &Shared, number: u64, memories: &mut Vec<Box<abi::Memory>>) -> Option<Lent> {
+        let (told, last_told, batch) = (&self.told, &mut self.last_told, &mut self.batch);
+        shared.tickets.with(number, |ticket| {
+            let digest = ticket.namespace.namespace;
+            if *last_told != Some(digest) {
+                if !told.contains(&digest) {
+                    return Lent::Unknown(ticket.namespace.clone());
+                }
+                *last_told = Some(digest);
+            }
+            ticket.lent = true;
+            let (action, durability) = match ticket.action {
+                Action::Write(Durability::Memory) => (abi::WRITE, abi::MEMORY),
+                Action::Write(Durability::Tier) => (abi::WRITE, abi::TIER),
+                Action::Write(Durability::Durable) => (abi::WRITE, abi::DURABLE),
+                Action::Read | Action::Verify => (abi::READ, 0),
+            };
+            batch.push(abi::Operation {
+                struct_size: size_of::<abi::Operation>() as u32,
+                action,
+                ticket: number,
+                key: to_abi(&ticket.key()),
+                data: ticket.buffer.address().cast(),
+                length: ticket.namespace.layout.image_bytes() as u64,
+                durability,
+                reserved: 0,
+                memory: memory_of(ticket.buffer.arena(), memories),
+            });
+            Lent::Now
+        })
+    }
+}
+
+/// What became of an operation that was to be lent.
+enum Lent {
+    /// It's in the batch.
+    Now,
+    /// The plugin wasn't told of its namespace.
+    Unknown(Arc<NamespaceInfo>),
 }
 
 /// The description of an arena, null for one that can't be registered. Boxes, because pointers to them are given away.
@@ -288,7 +277,10 @@ pub(crate) fn run(plugin: OnItsWay) {
         shared.watch_until(&mut flow, deadline);
         let mut closing = None;
         match job {
-            Job::Submit(_) => plugin.submit(&shared, flow, &numbers),
+            Job::Submit(_) => {
+                drop(flow);
+                plugin.submit(&shared, &numbers);
+            }
             Job::Close(done) => {
                 drop(flow);
                 if !shared.is_broken() {

@@ -1,5 +1,5 @@
-//! What is under way, and what the plugin is to do next. One lock guards both, so that a batch enters, and the plugin's
-//! thread takes the next call up, with one turn of it each.
+//! What the plugin is to do next. A batch is queued, and the plugin's thread takes the next call up, with one turn of its
+//! lock each.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::SyncSender;
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use kvstored_plugin::abi;
 
 use crate::caller::Plugin;
-use crate::tickets::Tickets;
 
 /// Most operations in one call of the plugin, so that others' calls come between.
 const MOST_AT_ONCE: usize = 128;
@@ -27,7 +26,6 @@ pub(crate) enum Job {
 
 #[derive(Default)]
 pub(crate) struct Flow {
-    pub tickets: Tickets,
     jobs: VecDeque<Job>,
     /// Tickets that the jobs hand over, in their order.
     queued: VecDeque<u64>,
@@ -44,18 +42,13 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Whether operations can be queued where so many jobs may wait. They join those that are last in the queue.
-    pub fn takes_operations(&self, most: usize) -> bool {
-        !self.ended && (matches!(self.jobs.back(), Some(Job::Submit(_))) || self.jobs.len() < most)
-    }
-
-    /// Queues an operation that is in the table until its deadline.
-    pub fn queue_operation(&mut self, ticket: u64, deadline: Instant) {
-        self.queued.push_back(ticket);
+    /// Queues operations that are in the table until their deadline.
+    pub fn queue_operations(&mut self, tickets: &[u64], deadline: Instant) {
+        self.queued.extend(tickets);
         self.queued_deadline = Some(deadline);
         match self.jobs.back_mut() {
-            Some(Job::Submit(count)) => *count += 1,
-            _ => self.jobs.push_back(Job::Submit(1)),
+            Some(Job::Submit(count)) => *count += tickets.len(),
+            _ => self.jobs.push_back(Job::Submit(tickets.len())),
         }
     }
 
@@ -118,11 +111,11 @@ mod tests {
     #[test]
     fn operations_that_wait_are_handed_over_together_and_in_order() {
         let mut flow = Flow::default();
-        (0..3).for_each(|ticket| flow.queue_operation(ticket, later()));
+        flow.queue_operations(&[0, 1], later());
+        flow.queue_operations(&[2], later());
         assert!(flow.queue(Job::Remove(Vec::new()), 2).is_ok());
         // not past what was queued between
-        assert!(!flow.takes_operations(2) && flow.takes_operations(3));
-        flow.queue_operation(3, later());
+        flow.queue_operations(&[3], later());
         let mut tickets = vec![9];
         assert_eq!(submitted(&mut flow, &mut tickets), Some(3));
         assert_eq!(tickets, [0, 1, 2]);
@@ -136,7 +129,8 @@ mod tests {
     #[test]
     fn one_call_takes_no_more_than_it_may_and_leaves_the_others_in_front() {
         let mut flow = Flow::default();
-        (0..MOST_AT_ONCE as u64 + 2).for_each(|ticket| flow.queue_operation(ticket, later()));
+        let many: Vec<u64> = (0..MOST_AT_ONCE as u64 + 2).collect();
+        flow.queue_operations(&many, later());
         assert!(flow.queue(Job::Remove(Vec::new()), 8).is_ok());
         let mut tickets = Vec::new();
         assert_eq!(submitted(&mut flow, &mut tickets), Some(MOST_AT_ONCE));
@@ -148,9 +142,9 @@ mod tests {
     #[test]
     fn a_queue_that_ended_takes_nothing() {
         let mut flow = Flow::default();
-        flow.queue_operation(1, later());
+        flow.queue_operations(&[1], later());
         assert_eq!(flow.end().len(), 1);
-        assert!(flow.has_ended() && !flow.takes_operations(8));
+        assert!(flow.has_ended());
         assert!(flow.queue(Job::Remove(Vec::new()), 8).is_err());
         assert!(flow.next_job(&mut Vec::new()).is_none());
     }

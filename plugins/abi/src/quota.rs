@@ -130,7 +130,7 @@ impl Quotas {
     }
 
     /// Charges a write until the plugin is done with it; nothing where there are no quotas. Fails with `QuotaExceeded`.
-    pub fn charge(self: &Arc<Self>, info: &NamespaceInfo, key: BlockKey) -> Result<Option<Charge>> {
+    pub fn charge(self: &Arc<Self>, info: &NamespaceInfo, key: BlockKey) -> Result<Option<Box<Charge>>> {
         let Some(ledger) = &self.ledger else {
             return Ok(None);
         };
@@ -149,7 +149,7 @@ impl Quotas {
         }
         drop(books);
         let quotas = self.clone();
-        Ok(Some(Charge { quotas, key }))
+        Ok(Some(Box::new(Charge { quotas, key })))
     }
 
     /// The plugin is done with a write that was charged.
@@ -254,7 +254,7 @@ mod tests {
             self.info.key(BlockHash::new(&[number; 16]).unwrap())
         }
 
-        fn charge(&self, number: u8) -> Result<Option<Charge>> {
+        fn charge(&self, number: u8) -> Result<Option<Box<Charge>>> {
             self.quotas.charge(&self.info, self.key(number))
         }
 

@@ -17,8 +17,8 @@ use crate::directory::PluginSettings;
 use crate::flow::{Flow, Job};
 use crate::index::Index;
 use crate::quota::Quotas;
-use crate::tickets::{Ended, Ticket};
-use crate::untold::{Telling, Untold};
+use crate::tickets::{Ended, Ticket, Tickets};
+use crate::untold::{Telling, Untold, told};
 
 /// Whether the plugin is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub quotas: Arc<Quotas>,
     /// Namespaces that the plugin told of.
     pub described: RwLock<HashMap<Namespace, Arc<NamespaceInfo>>>,
+    pub tickets: Tickets,
     pub flow: Mutex<Flow>,
     /// Wakes the watchdog.
     pub watch: Condvar,
@@ -50,7 +51,7 @@ pub(crate) struct Shared {
     pub idle: Condvar,
     /// Wakes the plugin's thread.
     pub job_came: Condvar,
-    /// Operations whose callers don't know the outcome yet. Grows only under the lock of `flow`.
+    /// Operations whose callers don't know the outcome yet.
     untold: AtomicUsize,
     pub quarantined: AtomicU64,
     pub faults: AtomicU64,
@@ -80,6 +81,7 @@ impl Shared {
                 .tier_name
                 .clone()
                 .unwrap_or_else(|| format!("Plugin({plugin})")),
+            tickets: Tickets::new(settings.queue_depth),
             settings,
             runtime,
             index: Index::new(quotas.clone()),
@@ -153,18 +155,19 @@ impl Shared {
         self.untold.load(Ordering::Acquire)
     }
 
-    /// So many operations have entered; with the lock of `flow` held.
-    pub fn entered(&self, count: usize) {
+    /// So many operations are about to enter.
+    pub fn entering(&self, count: usize) {
         self.untold.fetch_add(count, Ordering::AcqRel);
+    }
+
+    /// So many of them didn't.
+    pub fn left_out(&self, count: usize) {
+        told(self, count);
     }
 
     /// Takes operations back that the plugin hasn't got, and ends them.
     pub fn withdraw(&self, numbers: &[u64], error: &Error) {
-        let withdrawn: Vec<_> = {
-            let mut flow = self.flow.lock();
-            let taken = numbers.iter().filter_map(|number| flow.tickets.withdraw(*number));
-            taken.collect()
-        };
+        let withdrawn = numbers.iter().filter_map(|number| self.tickets.withdraw(*number));
         for (buffer, completion) in withdrawn {
             let _telling = Telling(self);
             completion(buffer, Err(error.clone()));
@@ -204,18 +207,13 @@ impl Shared {
 
     /// The plugin says that an operation has ended.
     pub fn completed(&self, number: u64, status: i32, transferred: u64, message: &str) {
-        let ended = {
-            let mut flow = self.flow.lock();
-            let ended = flow.tickets.end(number);
-            if matches!(ended, Ended::Late) {
-                self.watch.notify_all();
-            }
-            ended
-        };
-        match ended {
+        match self.tickets.end(number) {
             Ended::Never => self.breach("it ended an operation that it doesn't have, or ended it twice"),
             Ended::Late => {
                 tracing::info!(tier = %self.name, "the plugin gave a buffer back that it had kept for too long");
+                // the watchdog counts what is held with the lock held, and sleeps by now
+                drop(self.flow.lock());
+                self.watch.notify_all();
             }
             Ended::Now(mut ticket) => {
                 let _telling = Telling(self);
@@ -337,8 +335,8 @@ impl Shared {
 }
 
 impl Untold for Shared {
-    fn take_one(&self) -> usize {
-        self.untold.fetch_sub(1, Ordering::AcqRel)
+    fn take(&self, count: usize) -> usize {
+        self.untold.fetch_sub(count, Ordering::AcqRel)
     }
 
     fn pass_lock(&self) {

@@ -1,6 +1,5 @@
 //! The tier's contract over a plugin.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -107,29 +106,8 @@ impl PluginTier {
         }
     }
 
-    /// Takes those out of a batch that can be answered without the plugin.
-    fn answered(&self, batch: &mut Vec<Operation>) -> Vec<(Operation, Result<()>)> {
-        let mut of: Option<(Namespace, Option<Blocks>)> = None;
-        let answer = Cell::new(None);
-        let has_answer = |operation: &mut Operation| {
-            let namespace = &operation.namespace.namespace;
-            if of.as_ref().is_none_or(|(last, _)| last != namespace) {
-                of = Some((*namespace, self.shared.index.get(namespace)));
-            }
-            let blocks = of.as_ref().and_then(|(_, blocks)| blocks.as_ref());
-            let found = self.answer(operation, blocks);
-            let is_some = found.is_some();
-            answer.set(found);
-            is_some
-        };
-        batch
-            .extract_if(.., has_answer)
-            .filter_map(|operation| answer.take().map(|answer| (operation, answer)))
-            .collect()
-    }
-
     /// Charges a write to its tenant and namespace. Fails with `QuotaExceeded`.
-    fn charge(&self, operation: &Operation) -> Result<Option<Charge>> {
+    fn charge(&self, operation: &Operation) -> Result<Option<Box<Charge>>> {
         if !matches!(operation.action, Action::Write(_)) {
             return Ok(None);
         }
@@ -142,6 +120,20 @@ impl PluginTier {
             self.shared.over_quota.fetch_add(1, Ordering::Relaxed);
             error.with("tier", self.name())
         })
+    }
+
+    /// Queues operations for the plugin, unless nothing is queued any more.
+    fn queue(&self, tickets: &[u64], deadline: Instant) -> bool {
+        let shared = &self.shared;
+        let mut flow = shared.flow.lock();
+        if flow.ending || flow.has_ended() {
+            return false;
+        }
+        flow.queue_operations(tickets, deadline);
+        shared.watch_until(&mut flow, deadline);
+        drop(flow);
+        shared.job_came.notify_one();
+        true
     }
 
     /// Waits until nobody waits for an operation any more.
@@ -204,40 +196,41 @@ impl Tier for PluginTier {
         blocks.map_or(0, |blocks| blocks.read().lookup_on_prefix(hashes))
     }
 
-    fn submit(&self, mut batch: Vec<Operation>) {
-        let mut answered = self.answered(&mut batch);
-        let mut accepted = Vec::with_capacity(batch.len());
-        for operation in batch {
-            match self.charge(&operation) {
-                Ok(charge) => accepted.push((operation, charge)),
-                Err(error) => answered.push((operation, Err(error))),
-            }
-        }
+    fn submit(&self, batch: Vec<Operation>) {
         let shared = &self.shared;
-        if !accepted.is_empty() {
-            let most = shared.settings.queue_depth;
-            let full = || Error::new(ErrorKind::Busy, "the plugin's queue is full").with("tier", self.name());
-            let deadline = shared.runtime.deadline(shared.settings.timeout);
-            let mut entered = 0;
-            let mut flow = shared.flow.lock();
-            let room = flow.takes_operations(most.max(1));
-            for (operation, charge) in accepted {
-                if flow.ending || flow.has_ended() {
-                    answered.push((operation, Err(shared.refusal())));
-                } else if !room || flow.tickets.count() >= most {
-                    answered.push((operation, Err(full())));
-                } else {
-                    let ticket = flow.tickets.enter(operation, charge, deadline);
-                    flow.queue_operation(ticket, deadline);
-                    entered += 1;
+        let deadline = shared.runtime.deadline(shared.settings.timeout);
+        let mut answered = Vec::new();
+        let mut places = shared.tickets.reserve(batch.len());
+        shared.entering(places.len());
+        let mut entered = Vec::with_capacity(places.len());
+        let mut of: Option<(Namespace, Option<Blocks>)> = None;
+        for operation in batch {
+            let namespace = &operation.namespace.namespace;
+            if of.as_ref().is_none_or(|(last, _)| last != namespace) {
+                of = Some((*namespace, shared.index.get(namespace)));
+            }
+            let blocks = of.as_ref().and_then(|(_, blocks)| blocks.as_ref());
+            if let Some(answer) = self.answer(&operation, blocks) {
+                answered.push((operation, answer));
+                continue;
+            }
+            let Some(place) = places.pop() else {
+                let full = Error::new(ErrorKind::Busy, "the plugin's queue is full");
+                answered.push((operation, Err(full.with("tier", self.name()))));
+                continue;
+            };
+            match self.charge(&operation) {
+                Ok(charge) => entered.push(shared.tickets.enter(place, operation, charge, deadline)),
+                Err(error) => {
+                    places.push(place);
+                    answered.push((operation, Err(error)));
                 }
             }
-            if entered > 0 {
-                shared.entered(entered);
-                shared.watch_until(&mut flow, deadline);
-            }
-            drop(flow);
-            shared.job_came.notify_one();
+        }
+        shared.tickets.give_back(&places);
+        shared.left_out(places.len());
+        if !entered.is_empty() && !self.queue(&entered, deadline) {
+            shared.withdraw(&entered, &shared.refusal());
         }
         for (operation, outcome) in answered {
             operation.complete(outcome);
@@ -246,7 +239,7 @@ impl Tier for PluginTier {
 
     fn remove(&self, namespace: &NamespaceInfo, hashes: &[BlockHash]) -> u64 {
         let keys: HashSet<BlockKey> = hashes.iter().map(|hash| namespace.key(*hash)).collect();
-        self.shared.flow.lock().tickets.revoke(|key| keys.contains(key));
+        self.shared.tickets.revoke(|key| keys.contains(key));
         let gone: Vec<BlockKey> = keys
             .into_iter()
             .filter(|key| self.shared.index.remove(&key.namespace, &key.hash))
@@ -262,11 +255,7 @@ impl Tier for PluginTier {
             return Err(self.shared.refusal());
         }
         let digest = *namespace;
-        self.shared
-            .flow
-            .lock()
-            .tickets
-            .revoke(|key| key.namespace == digest);
+        self.shared.tickets.revoke(|key| key.namespace == digest);
         let gone = self.shared.index.clear(Some(namespace));
         call(
             &self.shared,
@@ -302,7 +291,7 @@ impl Tier for PluginTier {
         (statistics.blocks, statistics.index_bytes) = shared.index.totals();
         statistics.refused_writes += shared.over_quota.load(Ordering::Relaxed);
         statistics.queue_depth = shared.untold() as u64;
-        statistics.held_bytes = shared.flow.lock().tickets.held().1;
+        statistics.held_bytes = shared.tickets.held().1;
         statistics.quarantined_blocks = shared.quarantined.load(Ordering::Relaxed);
         statistics.faults = shared.faults.load(Ordering::Relaxed);
         if matches!(shared.mode(), Mode::Stalled | Mode::Out) {
@@ -360,7 +349,7 @@ impl Tier for PluginTier {
             let mut flow = self.shared.flow.lock();
             flow.ending = true;
             self.shared.watch.notify_all();
-            flow.tickets.expire(None)
+            self.shared.tickets.expire(None).0
         };
         for (buffer, completion, _) in cancelled {
             let _telling = Telling(&*self.shared);

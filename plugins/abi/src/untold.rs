@@ -3,8 +3,8 @@
 
 /// What the count is made of, so that a model can have another.
 pub(crate) trait Untold {
-    /// Takes one away. Returns how many there were.
-    fn take_one(&self) -> usize;
+    /// Takes so many away. Returns how many there were.
+    fn take(&self, count: usize) -> usize;
 
     /// Takes the lock under which those who wait look at the count, and gives it back.
     fn pass_lock(&self);
@@ -13,9 +13,9 @@ pub(crate) trait Untold {
     fn wake(&self);
 }
 
-/// One caller more knows.
-pub(crate) fn told_one(untold: &impl Untold) {
-    if untold.take_one() == 1 {
+/// So many callers more know.
+pub(crate) fn told(untold: &impl Untold, count: usize) {
+    if count > 0 && untold.take(count) == count {
         // whoever saw the last one untold, with the lock held, sleeps by now and hears of it
         untold.pass_lock();
         untold.wake();
@@ -27,7 +27,7 @@ pub(crate) struct Telling<'a, U: Untold>(pub &'a U);
 
 impl<U: Untold> Drop for Telling<'_, U> {
     fn drop(&mut self) {
-        told_one(self.0);
+        told(self.0, 1);
     }
 }
 
@@ -47,8 +47,8 @@ mod tests {
     }
 
     impl Untold for World {
-        fn take_one(&self) -> usize {
-            self.count.fetch_sub(1, Ordering::AcqRel)
+        fn take(&self, count: usize) -> usize {
+            self.count.fetch_sub(count, Ordering::AcqRel)
         }
 
         fn pass_lock(&self) {
@@ -65,7 +65,7 @@ mod tests {
     fn whoever_waits_hears_of_the_last_one() {
         loom::model(|| {
             let world = Arc::new(World {
-                count: AtomicUsize::new(2),
+                count: AtomicUsize::new(4),
                 lock: Mutex::new(()),
                 idle: Condvar::new(),
             });
@@ -73,6 +73,7 @@ mod tests {
                 let world = world.clone();
                 thread::spawn(move || drop(Telling(&*world)))
             });
+            told(&*world, 2);
             let mut held = world.lock.lock().unwrap();
             while world.count.load(Ordering::Acquire) > 0 {
                 held = world.idle.wait(held).unwrap();

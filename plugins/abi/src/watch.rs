@@ -13,9 +13,9 @@ pub(crate) fn watch(shared: &Shared) {
     let mut flow = shared.flow.lock();
     while !flow.ending {
         let now = shared.runtime.clock.now();
-        let expired = flow.tickets.expire(Some(now));
+        let (expired, next) = shared.tickets.expire(Some(now));
         let overdue = flow.call_deadline.is_some_and(|deadline| deadline <= now);
-        let (held, held_bytes) = flow.tickets.held();
+        let (held, held_bytes) = shared.tickets.held();
         if !expired.is_empty() || overdue || held > 0 {
             let reason = format!(
                 "it took longer than {} ms and keeps {held} buffers ({held_bytes} bytes)",
@@ -43,7 +43,7 @@ pub(crate) fn watch(shared: &Shared) {
         }
         // an overdue call ends with a notification, not at a time
         let call = flow.call_deadline.filter(|_| !overdue);
-        let next = [flow.tickets.next_deadline(), call].into_iter().flatten().min();
+        let next = [next, call].into_iter().flatten().min();
         flow.next_look = next;
         match next {
             Some(deadline) => {

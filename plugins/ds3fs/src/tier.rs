@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Regions, RingSettings, UsrbioEngine};
-use crate::lend::lend;
+use crate::lend::Lending;
 use crate::log;
 use crate::settings::Ds3fsSettings;
 use crate::usrbio::{Library3fs, Mount};
@@ -30,8 +30,7 @@ const KEYS_AT_ONCE: usize = 4096;
 pub(crate) struct Ds3fs {
     posix: Arc<PosixTier>,
     runtime: Runtime,
-    /// None where nothing goes through USRBIO without a copy.
-    regions: Option<Regions>,
+    lending: Lending,
     namespaces: RwLock<HashMap<[u8; 32], Arc<kvstored_core::NamespaceInfo>>>,
 }
 
@@ -71,9 +70,11 @@ impl Tier for Ds3fs {
         tell_all(&posix, host);
         Ok(Self {
             posix,
-            regions: mount
-                .filter(|_| settings.zero_copy)
-                .map(|mount| Regions::new(mount, runtime.clone())),
+            lending: Lending::new(
+                mount
+                    .filter(|_| settings.zero_copy)
+                    .map(|mount| Regions::new(mount, runtime.clone())),
+            ),
             runtime,
             namespaces: RwLock::default(),
         })
@@ -91,9 +92,10 @@ impl Tier for Ds3fs {
     }
 
     fn submit_batch(&self, operations: Vec<Operation>) {
+        let mut last = None;
         let batch = operations
             .into_iter()
-            .filter_map(|operation| self.take_over(operation))
+            .filter_map(|operation| self.take_over(operation, &mut last))
             .collect();
         self.posix.submit(batch);
     }
@@ -142,24 +144,23 @@ impl Ds3fs {
         known.or_else(|| self.posix.stored_namespace(&Namespace(*digest)))
     }
 
-    /// An operation as the Posix tier takes it; ends one that it can't take.
-    fn take_over(&self, operation: Operation) -> Option<kvstored_core::Operation> {
-        let known = self
-            .namespaces
-            .read()
-            .get(&operation.key().namespace_digest)
-            .cloned();
-        let (Some(namespace), Some(hash)) = (known, hash_of(operation.key())) else {
+    /// An operation as the Posix tier takes it; ends one that it can't take. `last` is the namespace of the one before.
+    fn take_over(
+        &self,
+        operation: Operation,
+        last: &mut Option<Arc<kvstored_core::NamespaceInfo>>,
+    ) -> Option<kvstored_core::Operation> {
+        let digest = &operation.key().namespace_digest;
+        if last.as_ref().is_none_or(|last| last.namespace.0 != *digest) {
+            *last = self.namespaces.read().get(digest).cloned();
+        }
+        let (Some(namespace), Some(hash)) = (last.clone(), hash_of(operation.key())) else {
             operation.fail(Failure::new(Kind::NotFound, "the namespace isn't open"));
             return None;
         };
-        let region = match (&self.regions, operation.memory()) {
-            (Some(regions), Some(memory)) => regions.meet(memory),
-            _ => None,
-        };
         // SAFETY: the completion below drops the buffer before it ends the operation; the Posix tier gives its only
         // guard to the completion.
-        let Some(buffer) = (unsafe { lend(&operation, region) }) else {
+        let Some(buffer) = (unsafe { self.lending.lend(&operation) }) else {
             operation.fail(Failure::new(Kind::InvalidInput, "an operation without a buffer"));
             return None;
         };
