@@ -1,12 +1,16 @@
 //! Byte limits per tenant and per namespace.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::block::Namespace;
 use crate::error::{Error, ErrorKind, Result};
+
+/// Tenants without a limit of their own that are told of: clients name them, so there may be any number.
+const MOST_OTHERS: usize = 100;
 
 /// Limits in bytes. Plain data; nothing is limited by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +48,17 @@ pub struct QuotaLedger {
     usage: Mutex<Usage>,
 }
 
-/// Usage of one tenant: its name, bytes in use and its limit.
-pub type TenantUsage = (String, u64, Option<u64>);
-
-/// Usage of one namespace: bytes in use and its limit.
-pub type NamespaceUsage = (Namespace, u64, Option<u64>);
+/// What a tenant or a namespace takes of a tier, and what it may.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuotaUsage {
+    /// The tenant's name, or the namespace's digest.
+    pub name: String,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Its limit, if it has one.
+    pub limit_bytes: Option<u64>,
+}
 
 impl QuotaLedger {
     /// A ledger with nothing in use. Limits that [`QuotaSettings::validate`] refuses are logged and ignored.
@@ -111,41 +121,44 @@ impl QuotaLedger {
         }
     }
 
-    /// Usage of every tenant that uses something or has a limit of its own, in the order of their names.
-    pub fn usage(&self) -> Vec<TenantUsage> {
-        let mut bytes: BTreeMap<String, u64> =
-            self.tenant_limits.keys().map(|name| (name.clone(), 0)).collect();
-        bytes.extend(
-            self.usage
-                .lock()
-                .tenants
-                .iter()
-                .map(|(name, used)| (name.clone(), *used)),
-        );
-        bytes
-            .into_iter()
-            .map(|(name, used)| {
-                let limit = self.tenant_limit(&name);
-                (name, used, limit)
+    /// Usage of the tenants that have a limit of their own and of those others that use most, in the order of their names.
+    pub fn tenant_usage(&self) -> Vec<QuotaUsage> {
+        let usage = self.usage.lock();
+        let named = self.tenant_limits.keys().map(String::as_str);
+        let mut others: Vec<(&str, u64)> = usage
+            .tenants
+            .iter()
+            .filter(|(name, _)| !self.tenant_limits.contains_key(*name))
+            .map(|(name, used)| (name.as_str(), *used))
+            .collect();
+        others.sort_unstable_by_key(|(name, used)| (Reverse(*used), *name));
+        let others = others.into_iter().take(MOST_OTHERS).map(|(name, _)| name);
+        let mut told: Vec<QuotaUsage> = named
+            .chain(others)
+            .map(|name| QuotaUsage {
+                name: name.to_owned(),
+                used_bytes: usage.tenants.get(name).copied().unwrap_or(0),
+                limit_bytes: self.tenant_limit(name),
             })
-            .collect()
+            .collect();
+        told.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        told
     }
 
-    /// Usage of every namespace that uses something or has a limit, in the order of their digests.
-    pub fn namespace_usage(&self) -> Vec<NamespaceUsage> {
-        let mut bytes: BTreeMap<Namespace, u64> =
-            self.namespace_limits.keys().map(|name| (*name, 0)).collect();
-        bytes.extend(
-            self.usage
-                .lock()
-                .namespaces
-                .iter()
-                .map(|(name, used)| (*name, *used)),
-        );
-        bytes
-            .into_iter()
-            .map(|(name, used)| (name, used, self.namespace_limits.get(&name).copied()))
-            .collect()
+    /// Usage of the namespaces that have a limit, in the order of their digests.
+    pub fn namespace_usage(&self) -> Vec<QuotaUsage> {
+        let usage = self.usage.lock();
+        let mut told: Vec<QuotaUsage> = self
+            .namespace_limits
+            .iter()
+            .map(|(namespace, limit)| QuotaUsage {
+                name: namespace.to_string(),
+                used_bytes: usage.namespaces.get(namespace).copied().unwrap_or(0),
+                limit_bytes: Some(*limit),
+            })
+            .collect();
+        told.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        told
     }
 
     fn tenant_limit(&self, tenant: &str) -> Option<u64> {
@@ -169,6 +182,33 @@ fn within(used: u64, bytes: u64, limit: u64, whose: impl Fn() -> String) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn usage(name: &str, used_bytes: u64, limit_bytes: Option<u64>) -> QuotaUsage {
+        QuotaUsage {
+            name: name.into(),
+            used_bytes,
+            limit_bytes,
+        }
+    }
+
+    #[test]
+    fn of_many_tenants_those_are_told_that_use_most_and_those_that_are_named() {
+        let settings = QuotaSettings {
+            tenants: HashMap::from([("named".into(), 10)]),
+            ..QuotaSettings::default()
+        };
+        let ledger = QuotaLedger::new(settings);
+        let namespace = Namespace([1; 32]);
+        for number in 0..2 * MOST_OTHERS as u64 {
+            ledger
+                .reserve(&format!("{number:04}"), &namespace, number + 1)
+                .unwrap();
+        }
+        let told = ledger.tenant_usage();
+        assert_eq!(told.len(), MOST_OTHERS + 1);
+        assert_eq!(told[0], usage("0100", 101, None));
+        assert_eq!(told[MOST_OTHERS], usage("named", 0, Some(10)));
+    }
 
     #[test]
     fn both_limits_hold_and_a_refusal_charges_neither() {
@@ -194,8 +234,8 @@ mod tests {
         ledger.release("x", &a, 30);
         ledger.reserve("x", &b, 30).unwrap();
         assert_eq!(
-            ledger.usage(),
-            vec![("x".into(), 100, Some(100)), ("y".into(), 100, Some(100))]
+            ledger.tenant_usage(),
+            [usage("x", 100, Some(100)), usage("y", 100, Some(100))]
         );
     }
 
@@ -233,10 +273,11 @@ mod tests {
         let ledger = QuotaLedger::new(settings);
         assert!(ledger.reserve("other", &namespace, 6).is_err());
         ledger.reserve("other", &namespace, 4).unwrap();
-        assert_eq!(ledger.namespace_usage(), vec![(namespace, 4, Some(5))]);
+        let name = namespace.to_string();
+        assert_eq!(ledger.namespace_usage(), [usage(&name, 4, Some(5))]);
         ledger.release("other", &namespace, 9);
-        assert_eq!(ledger.usage(), vec![("named".into(), 0, Some(10))]);
-        assert_eq!(ledger.namespace_usage(), vec![(namespace, 0, Some(5))]);
+        assert_eq!(ledger.tenant_usage(), [usage("named", 0, Some(10))]);
+        assert_eq!(ledger.namespace_usage(), [usage(&name, 0, Some(5))]);
     }
 
     #[test]
@@ -252,7 +293,7 @@ mod tests {
         bounded.reserve("t", &namespace, 1).unwrap();
         let error = bounded.reserve("t", &namespace, u64::MAX).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::QuotaExceeded);
-        assert_eq!(bounded.usage(), vec![("t".into(), 1, Some(10))]);
+        assert_eq!(bounded.tenant_usage(), [usage("t", 1, Some(10))]);
     }
 
     #[test]

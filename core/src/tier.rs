@@ -13,6 +13,7 @@ use crate::events::EventSink;
 use crate::identity::Identity;
 use crate::layout::Layout;
 use crate::memory::{Arena, SlotGuard};
+use crate::quota::{QuotaLedger, QuotaUsage};
 
 /// Headers of descriptor pages up to here, of up to 40 shards, are looked at without memory from the heap.
 const SMALL_HEADER_BYTES: usize = 512;
@@ -196,10 +197,26 @@ pub struct TierStatistics {
     pub device_copies: u64,
     /// What went between this node and others, by transport and by who asked; empty for a tier of one node.
     pub transports: Vec<TransportStatistics>,
+    /// What tenants take and may take, where there are quotas: those with one of their own and the largest others.
+    pub tenants: Vec<QuotaUsage>,
+    /// What namespaces with a quota of their own take and may take.
+    pub limited_namespaces: Vec<QuotaUsage>,
     /// Whether the tier works; a degraded tier answers misses and heals by itself.
     pub degraded: bool,
     /// Why it's degraded.
     pub degraded_reason: String,
+}
+
+impl TierStatistics {
+    /// With what tenants and namespaces take by a ledger, if there is one.
+    #[must_use]
+    pub fn with_quotas(mut self, ledger: Option<&QuotaLedger>) -> Self {
+        if let Some(ledger) = ledger {
+            self.tenants = ledger.tenant_usage();
+            self.limited_namespaces = ledger.namespace_usage();
+        }
+        self
+    }
 }
 
 /// What a tier moved between this node and others over one transport. Counts only grow.

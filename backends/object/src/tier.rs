@@ -235,6 +235,7 @@ impl Tier for S3Tier {
             degraded_reason: reasons.join("; "),
             ..TierStatistics::default()
         }
+        .with_quotas(shared.ledger.as_deref())
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {

@@ -242,6 +242,7 @@ impl Tier for CacheTier {
             refused_writes: state.counts.refused_writes,
             ..TierStatistics::default()
         }
+        .with_quotas(state.quotas())
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {

@@ -296,6 +296,7 @@ impl Tier for HbmTier {
             degraded_reason: trouble.unwrap_or_default(),
             ..TierStatistics::default()
         }
+        .with_quotas(state.quotas())
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {

@@ -26,6 +26,11 @@ impl Quotas {
         }
     }
 
+    /// The ledger, if there are quotas.
+    pub fn ledger(&self) -> Option<&QuotaLedger> {
+        self.ledger.as_deref()
+    }
+
     /// Takes a block's bytes before they are accepted. Fails with `QuotaExceeded`.
     pub fn reserve(&self, index: &NamespaceIndex, bytes: u64) -> Result<()> {
         let Some(ledger) = &self.ledger else { return Ok(()) };

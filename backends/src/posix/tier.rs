@@ -213,6 +213,7 @@ impl Tier for PosixTier {
             degraded_reason: degraded.join("; "),
             ..TierStatistics::default()
         }
+        .with_quotas(self.shared.quotas.ledger())
     }
 
     fn list(&self, namespace: Option<&Namespace>, after: Option<&BlockKey>, limit: usize) -> Vec<BlockKey> {

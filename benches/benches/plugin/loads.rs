@@ -35,7 +35,7 @@ const fn throughput(name: &'static str, kind: Kind, payload_bytes: u32, blocks: 
         blocks,
         batch: BATCH,
         batches: FULL,
-        reads: 4,
+        reads: 2,
         placement: Placement::Any,
     }
 }
@@ -54,10 +54,10 @@ const CACHED: Kind = Kind::Posix { direct: false };
 
 /// What is measured, in this order.
 pub const LOADS: [Load; 15] = [
-    throughput("Posix, 1 MiB", DIRECT, 1 << 20, 256),
+    throughput("Posix, 1 MiB", DIRECT, 1 << 20, 192),
     throughput("Posix, 64 KiB", DIRECT, 64 << 10, 1024),
     throughput("Posix, 4 KiB", DIRECT, 4096, 4096),
-    throughput("page cache, 1 MiB", CACHED, 1 << 20, 256),
+    throughput("page cache, 1 MiB", CACHED, 1 << 20, 192),
     throughput("page cache, 64 KiB", CACHED, 64 << 10, 1024),
     throughput("page cache, 4 KiB", CACHED, 4096, 4096),
     throughput("memory, 64 KiB", Kind::Memory, 64 << 10, 1024),

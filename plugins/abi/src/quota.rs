@@ -129,6 +129,11 @@ impl Quotas {
         })
     }
 
+    /// The ledger, if there are quotas.
+    pub fn ledger(&self) -> Option<&QuotaLedger> {
+        self.ledger.as_deref()
+    }
+
     /// Charges a write until the plugin is done with it; nothing where there are no quotas. Fails with `QuotaExceeded`.
     pub fn charge(self: &Arc<Self>, info: &NamespaceInfo, key: BlockKey) -> Result<Option<Box<Charge>>> {
         let Some(ledger) = &self.ledger else {
@@ -259,7 +264,7 @@ mod tests {
         }
 
         fn blocks(&self) -> u64 {
-            self.ledger.usage()[0].1 / self.info.layout.image_bytes() as u64
+            self.ledger.tenant_usage()[0].used_bytes / self.info.layout.image_bytes() as u64
         }
     }
 

@@ -287,7 +287,11 @@ impl Tier for PluginTier {
                 ..TierStatistics::default()
             };
         }
-        let mut statistics = shared.statistics.lock().clone();
+        let mut statistics = shared
+            .statistics
+            .lock()
+            .clone()
+            .with_quotas(shared.quotas.ledger());
         (statistics.blocks, statistics.index_bytes) = shared.index.totals();
         statistics.refused_writes += shared.over_quota.load(Ordering::Relaxed);
         statistics.queue_depth = shared.untold() as u64;

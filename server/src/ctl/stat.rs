@@ -41,6 +41,7 @@ pub fn text(statistics: &EngineStatistics) -> String {
     ];
     let rows: Vec<Vec<String>> = statistics.tiers.iter().map(row).collect();
     let tiers = table(&headings, &rows);
+    let quotas = quotas(&statistics.tiers);
     let dumped = format!(
         "dumped {} blocks, {}",
         statistics.dumped_blocks,
@@ -66,7 +67,7 @@ pub fn text(statistics: &EngineStatistics) -> String {
     } else {
         errors.join(", ")
     };
-    format!("{tiers}\n{dumped}; {under_way}\n\n{timings}\nerrors: {errors}\n")
+    format!("{tiers}{quotas}\n{dumped}; {under_way}\n\n{timings}\nerrors: {errors}\n")
 }
 
 fn row(tier: &TierReport) -> Vec<String> {
@@ -97,6 +98,30 @@ fn row(tier: &TierReport) -> Vec<String> {
         tier.pending_writes.to_string(),
         state,
     ]
+}
+
+/// What tenants and namespaces take of their quotas; empty where there are none.
+fn quotas(tiers: &[TierReport]) -> String {
+    let rows: Vec<Vec<String>> = tiers
+        .iter()
+        .flat_map(|tier| {
+            let own = &tier.statistics;
+            let tenants = own.tenants.iter().map(|usage| ("tenant", usage));
+            let namespaces = own.limited_namespaces.iter().map(|usage| ("namespace", usage));
+            tenants.chain(namespaces).map(|(kind, usage)| {
+                vec![
+                    tier.name.clone(),
+                    format!("{kind} {}", usage.name),
+                    format_bytes(usage.used_bytes),
+                    usage.limit_bytes.map_or_else(|| "-".to_owned(), format_bytes),
+                ]
+            })
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", table(&["tier", "of", "used", "quota"], &rows))
 }
 
 fn timing_row(name: &str, timing: &HistogramSnapshot) -> Vec<String> {

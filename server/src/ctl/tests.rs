@@ -1,4 +1,5 @@
 use kvstored_core::engine::{EngineStatistics, TierCounts, TierReport};
+use kvstored_core::quota::QuotaUsage;
 use kvstored_core::tier::TierStatistics;
 
 use super::change::block_hash;
@@ -56,6 +57,11 @@ fn statistics_tell_a_degraded_tier_and_its_ratio() {
                 blocks: 77,
                 degraded: true,
                 degraded_reason: "directory is gone".into(),
+                tenants: vec![QuotaUsage {
+                    name: "team-a".into(),
+                    used_bytes: 3 << 20,
+                    limit_bytes: Some(4 << 20),
+                }],
                 ..TierStatistics::default()
             },
             pending_writes: 0,
@@ -69,6 +75,8 @@ fn statistics_tell_a_degraded_tier_and_its_ratio() {
         "77",
         "0.250",
         "degraded: directory is gone",
+        "tenant team-a",
+        "3MiB",
         "errors: io 2\n",
     ] {
         assert!(text.contains(word), "{word} in\n{text}");

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvstored_core::TransportStatistics;
-use kvstored_core::engine::{EngineStatistics, HistogramSnapshot, TierReport};
+use kvstored_core::engine::{EngineStatistics, HistogramSnapshot};
 use kvstored_core::eviction::PolicyKind;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -12,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::state::{AdminState, Phase};
+use super::tier_metrics::tiers;
 
 /// All metrics of a daemon; before its parts are there only what is known of it already.
 pub fn render(state: &Arc<AdminState>) -> Result<String, fmt::Error> {
@@ -61,187 +61,6 @@ impl Collector for Daemon {
         engine(&mut writer, &statistics)?;
         shadows(&mut writer, &(parts.shadows)())
     }
-}
-
-/// Takes one number out of a tier's report.
-type Level = fn(&TierReport) -> u64;
-
-fn tiers(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
-    let bytes = Some(&Unit::Bytes);
-    let levels: [(&str, &str, Option<&Unit>, Level); 8] = [
-        (
-            "tier_allocated",
-            "Physical bytes the tier occupies: files, memory, metadata",
-            bytes,
-            |tier| tier.statistics.allocated_bytes,
-        ),
-        (
-            "tier_capacity",
-            "Configured bound of the allocated bytes",
-            bytes,
-            |tier| tier.statistics.capacity_bytes,
-        ),
-        (
-            "tier_index",
-            "Memory that the tier's index takes",
-            bytes,
-            |tier| tier.statistics.index_bytes,
-        ),
-        (
-            "tier_blocks",
-            "Blocks that lookups find in the tier",
-            None,
-            |tier| tier.statistics.blocks,
-        ),
-        (
-            "tier_queue_depth",
-            "Operations of the tier waiting or under way",
-            None,
-            |tier| tier.statistics.queue_depth,
-        ),
-        (
-            "tier_pending_writes",
-            "Blocks on their way to the tier",
-            None,
-            |tier| tier.pending_writes,
-        ),
-        (
-            "tier_held",
-            "Bytes of buffers that a plugged-in tier or a device keeps past its deadline",
-            bytes,
-            |tier| tier.statistics.held_bytes,
-        ),
-        (
-            "tier_degraded",
-            "1 while the tier answers misses because it doesn't work",
-            None,
-            |tier| u64::from(tier.statistics.degraded),
-        ),
-    ];
-    for (name, help, unit, level) in levels {
-        writer.gauges(
-            name,
-            help,
-            unit,
-            tiers
-                .iter()
-                .map(|tier| ([("tier", tier.name.as_str())], level(tier) as f64)),
-        )?;
-    }
-    let counts: [(&str, &str, Option<&Unit>, Level); 12] = [
-        ("tier_hits", "Blocks that loads found in the tier", None, |tier| {
-            tier.counts.hits
-        }),
-        (
-            "tier_misses",
-            "Blocks that loads asked the tier for in vain",
-            None,
-            |tier| tier.counts.misses,
-        ),
-        ("tier_loaded", "Bytes of KV in the tier's hits", bytes, |tier| {
-            tier.counts.loaded_bytes
-        }),
-        ("tier_read", "Bytes read from the medium", bytes, |tier| {
-            tier.statistics.read_bytes
-        }),
-        (
-            "tier_written",
-            "Bytes written to the medium, journal and padding included",
-            bytes,
-            |tier| tier.statistics.written_bytes,
-        ),
-        (
-            "tier_evicted_blocks",
-            "Blocks evicted to make room",
-            None,
-            |tier| tier.statistics.evicted_blocks,
-        ),
-        (
-            "tier_reinserted_blocks",
-            "Hot blocks written again during eviction",
-            None,
-            |tier| tier.statistics.reinserted_blocks,
-        ),
-        (
-            "tier_quarantined_blocks",
-            "Blocks that failed verification and are never served again",
-            None,
-            |tier| tier.statistics.quarantined_blocks,
-        ),
-        (
-            "tier_refused_writes",
-            "Writes refused for want of space or quota",
-            None,
-            |tier| tier.statistics.refused_writes,
-        ),
-        (
-            "tier_faults",
-            "Breaches of the contract and deadlines missed by a plugged-in tier or a device",
-            None,
-            |tier| tier.statistics.faults,
-        ),
-        (
-            "tier_device_calls",
-            "Calls that handed copies to a device; a batch is one",
-            None,
-            |tier| tier.statistics.device_calls,
-        ),
-        ("tier_device_copies", "Copies in those calls", None, |tier| {
-            tier.statistics.device_copies
-        }),
-    ];
-    for (name, help, unit, count) in counts {
-        writer.counters(
-            name,
-            help,
-            unit,
-            tiers
-                .iter()
-                .map(|tier| ([("tier", tier.name.as_str())], count(tier))),
-        )?;
-    }
-    transports(writer, tiers)
-}
-
-/// What tiers moved between nodes.
-fn transports(writer: &mut Writer<'_>, tiers: &[TierReport]) -> fmt::Result {
-    type Count = fn(&TransportStatistics) -> u64;
-    let bytes = Some(&Unit::Bytes);
-    let counts: [(&str, &str, Option<&Unit>, Count); 3] = [
-        (
-            "tier_transport_read",
-            "Bytes that whoever asked read over the transport",
-            bytes,
-            |moved| moved.read_bytes,
-        ),
-        (
-            "tier_transport_written",
-            "Bytes that whoever asked wrote over the transport",
-            bytes,
-            |moved| moved.written_bytes,
-        ),
-        (
-            "tier_transport_failures",
-            "Operations over the transport that failed, refused ones among them",
-            None,
-            |moved| moved.failures,
-        ),
-    ];
-    for (name, help, unit, count) in counts {
-        let samples = tiers.iter().flat_map(|tier| {
-            tier.statistics.transports.iter().map(move |moved| {
-                let side = if moved.served { "served" } else { "requested" };
-                let labels = [
-                    ("tier", tier.name.as_str()),
-                    ("transport", moved.transport.as_str()),
-                    ("side", side),
-                ];
-                (labels, count(moved))
-            })
-        });
-        writer.counters(name, help, unit, samples)?;
-    }
-    Ok(())
 }
 
 fn engine(writer: &mut Writer<'_>, statistics: &EngineStatistics) -> fmt::Result {
@@ -331,13 +150,17 @@ impl<'a> Writer<'a> {
             .encode_gauge(&value)
     }
 
-    pub(crate) fn gauges<'s>(
+    pub(crate) fn gauges<'s, const COUNT: usize>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        samples: impl IntoIterator<Item = (Labels<'s>, f64)>,
+        samples: impl IntoIterator<Item = (Labels<'s, COUNT>, f64)>,
     ) -> fmt::Result {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
         let mut metric = self
             .encoder
             .encode_descriptor(name, help, unit, MetricType::Gauge)?;

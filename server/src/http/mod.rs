@@ -10,6 +10,7 @@ mod routes;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tier_metrics;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -4,9 +4,18 @@ use std::time::Duration;
 
 use kvstored_core::engine::{EngineStatistics, Histogram, TierCounts, TierReport};
 use kvstored_core::eviction::PolicyKind;
+use kvstored_core::quota::QuotaUsage;
 use kvstored_core::tier::{TierStatistics, TransportStatistics};
 
 use super::*;
+
+fn usage(name: &str, limit_bytes: Option<u64>) -> QuotaUsage {
+    QuotaUsage {
+        name: name.into(),
+        used_bytes: 4096,
+        limit_bytes,
+    }
+}
 
 fn sample() -> EngineStatistics {
     let (lookup, idle) = (Histogram::default(), Histogram::default());
@@ -24,6 +33,8 @@ fn sample() -> EngineStatistics {
             allocated_bytes: 1 << 30,
             capacity_bytes: 2 << 30,
             blocks: 42,
+            tenants: vec![usage("a", Some(1 << 20)), usage("b", None)],
+            limited_namespaces: vec![usage("00ff", Some(1 << 20))],
             transports: vec![TransportStatistics {
                 transport: "ascend".into(),
                 served: degraded,
@@ -77,6 +88,11 @@ fn metrics_carry_names_units_and_labels() {
         "kvstored_tier_loaded_bytes_total{tier=\"Cache\"} 7340032",
         "kvstored_tier_transport_read_bytes_total{tier=\"Cache\",transport=\"ascend\",side=\"requested\"} 4096",
         "kvstored_tier_transport_failures_total{tier=\"Posix\",transport=\"ascend\",side=\"served\"} 0",
+        "kvstored_tier_tenant_used_bytes{tier=\"Cache\",tenant=\"b\"} 4096.0",
+        "kvstored_tier_tenant_quota_bytes{tier=\"Posix\",tenant=\"a\"} 1048576.0",
+        "kvstored_tier_tenant_quota_bytes{tier=\"Posix\",tenant=\"b\"} 0.0",
+        "kvstored_tier_namespace_used_bytes{tier=\"Posix\",namespace=\"00ff\"} 4096.0",
+        "kvstored_tier_namespace_quota_bytes{tier=\"Cache\",namespace=\"00ff\"} 1048576.0",
         "kvstored_dumped_blocks_total 11",
         "kvstored_dumped_bytes_total 11534336",
         "kvstored_errors_total{kind=\"io\"} 2",

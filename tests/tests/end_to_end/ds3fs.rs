@@ -151,11 +151,17 @@ fn a_tenants_quota_holds_and_holds_again_after_a_kill() {
     assert_eq!(dump(&daemon, "model", 0..50), BLOCKS);
     let statistics = ds3fs(&daemon);
     assert_eq!((statistics.blocks, statistics.refused_writes), (BLOCKS, 30));
+    let usage = &statistics.tenants[0];
+    assert_eq!(
+        (statistics.tenants.len(), Some(usage.used_bytes)),
+        (1, usage.limit_bytes)
+    );
     daemon.kill();
     // nobody opens the namespace that the tenant's blocks are in
     let daemon = stage.start_with("again", "Ds3fs", &arguments);
     assert_eq!(dump(&daemon, "another", 0..10), 0);
-    assert_eq!(ds3fs(&daemon).blocks, BLOCKS);
+    let again = ds3fs(&daemon);
+    assert_eq!((again.blocks, &again.tenants), (BLOCKS, &statistics.tenants));
     assert!(daemon.terminate());
     let daemon = stage.start_with("without", "Ds3fs", &[]);
     assert_eq!(dump(&daemon, "another", 0..10), 10);

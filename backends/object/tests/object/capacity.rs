@@ -99,7 +99,10 @@ fn a_tenants_quota_holds_and_is_given_back() {
         assert_eq!(result.kind(), ErrorKind::QuotaExceeded);
     }
     tier.purge(&info.namespace).unwrap();
-    assert_eq!(ledger.usage()[0].1, 0);
+    assert_eq!(ledger.tenant_usage()[0].used_bytes, 0);
     write(&*tier, &info, 100..104);
-    assert_eq!(ledger.usage()[0].1, 4 * info.layout.image_bytes() as u64);
+    assert_eq!(
+        ledger.tenant_usage()[0].used_bytes,
+        4 * info.layout.image_bytes() as u64
+    );
 }

@@ -328,7 +328,7 @@ fn quotas_hold_and_come_back() {
     assert_eq!(tier.remove(&info, &[hash(0), hash(1)]), 2);
     assert_eq!(write_some(&*tier, &info, 40..50).len(), 2);
     tier.purge(&info.namespace).unwrap();
-    assert_eq!(quotas.usage()[0].1, 0);
+    assert_eq!(quotas.tenant_usage()[0].used_bytes, 0);
     assert_eq!(write_some(&*tier, &info, 50..70).len(), 10);
     drop(tier);
     let quotas = ledger();
@@ -338,7 +338,7 @@ fn quotas_hold_and_come_back() {
         Some(Arc::clone(&quotas)),
     )
     .unwrap();
-    assert_eq!(quotas.usage()[0].1, 10 * image_bytes);
+    assert_eq!(quotas.tenant_usage()[0].used_bytes, 10 * image_bytes);
     assert_eq!(write_some(&*tier, &info, 80..90).len(), 0);
 }
 

@@ -3,11 +3,17 @@
 use std::sync::Arc;
 
 use kvstored_core::error::{Error, ErrorKind, Result};
+use kvstored_core::quota::QuotaLedger;
 use kvstored_core::tier::NamespaceInfo;
 
 use super::{SlotState, State};
 
 impl State {
+    /// What tenants and namespaces take, if there are quotas.
+    pub(crate) fn quotas(&self) -> Option<&QuotaLedger> {
+        self.quotas.as_deref()
+    }
+
     /// Charges a tenant's quota, evicting the tenant's own blocks where it's exhausted.
     pub(super) fn charge(&mut self, namespace: &Arc<NamespaceInfo>, length: usize) -> Result<bool> {
         let Some(quotas) = self.quotas.clone() else {

@@ -44,9 +44,9 @@ fn ledger(blocks: u64) -> Arc<QuotaLedger> {
 
 /// Blocks that the tenant is charged for.
 fn charged(ledger: &QuotaLedger) -> u64 {
-    let usage = ledger.usage();
-    let (_, bytes, _) = usage.iter().find(|(tenant, ..)| tenant == TENANT).unwrap();
-    bytes / namespace(TENANT, "").layout.image_bytes() as u64
+    let usage = ledger.tenant_usage();
+    let of_tenant = usage.iter().find(|usage| usage.name == TENANT).unwrap();
+    of_tenant.used_bytes / namespace(TENANT, "").layout.image_bytes() as u64
 }
 
 /// Writes a block and waits for it.

@@ -18,9 +18,9 @@ fn ledger(blocks: u64) -> Arc<QuotaLedger> {
 }
 
 fn charged(ledger: &QuotaLedger) -> u64 {
-    let usage = ledger.usage();
-    let (_, bytes, _) = usage.iter().find(|(tenant, ..)| tenant == "tests").unwrap();
-    bytes / namespace("").layout.image_bytes() as u64
+    let usage = ledger.tenant_usage();
+    let of_tenant = usage.iter().find(|usage| usage.name == "tests").unwrap();
+    of_tenant.used_bytes / namespace("").layout.image_bytes() as u64
 }
 
 /// How many of those blocks were taken; the others were over the quota.
