@@ -110,6 +110,7 @@ pub fn prepare(log: &Log, image_pages: u32) -> Result<()> {
         in_flight: 0,
         placed: 0,
         entries: std::collections::BTreeMap::new(),
+        removed: Vec::new(),
         ordinals: std::collections::HashSet::new(),
         full: false,
         sealing: false,

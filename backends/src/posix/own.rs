@@ -96,6 +96,8 @@ pub struct OpenSegment {
     pub placed: usize,
     /// Visible blocks by page.
     pub entries: BTreeMap<u32, Entry>,
+    /// Blocks that were removed before its footer was made. Their images are still there, and a recovery would find them.
+    pub removed: Vec<BlockRecord>,
     /// Namespaces that have blocks here.
     pub ordinals: HashSet<u16>,
     /// Whether nothing goes in any more.
@@ -242,6 +244,9 @@ impl OwnWriter {
                     generation: entry.generation,
                 })
             }));
+            let while_sealing = self.tombstones.get(&segment).into_iter().flatten();
+            let removed = open.removed.iter().chain(while_sealing);
+            records.extend(removed.map(|block| Record::BlockRemoved(*block)));
         }
         records
     }
@@ -276,6 +281,7 @@ impl OwnWriter {
             {
                 open.entries.remove(&block.page);
                 if !open.sealing {
+                    open.removed.push(*block);
                     continue;
                 }
             }

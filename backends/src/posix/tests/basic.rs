@@ -67,6 +67,41 @@ fn a_restart_finds_everything_acknowledged() {
 }
 
 #[test]
+fn a_removed_block_stays_removed_when_the_journal_was_rotated_before_its_segment_was_sealed() {
+    let store = directory();
+    let info = {
+        let tier = open(store.path());
+        let info = namespace(&*tier);
+        write(&*tier, &info, 0..8);
+        let remove = |number: u64| assert_eq!(tier.remove(&info, &[hash(number)]), 1);
+        let change = |sealing: bool| {
+            let mut own = tier.logs[0].own.lock();
+            let active = own.active.as_mut().unwrap();
+            active.open.iter_mut().for_each(|open| open.sealing = sealing);
+            active.rotate(&tier.shared).unwrap();
+        };
+        // the last ones: a recovery looks for images behind those that it knows
+        remove(7);
+        change(true);
+        // one that was in the footer already
+        remove(6);
+        change(false);
+        info
+    };
+    let tier = open(store.path());
+    tier.open_namespace(&info).unwrap();
+    assert_eq!(present(&*tier, &info, 0..8), 6);
+    for number in [6, 7] {
+        assert_eq!(
+            present(&*tier, &info, number..number + 1),
+            0,
+            "block {number} came back"
+        );
+    }
+    assert_readable(&*tier, &info, 0..6);
+}
+
+#[test]
 fn a_killed_process_loses_nothing_acknowledged() {
     let store = directory();
     let tier = open(store.path());
