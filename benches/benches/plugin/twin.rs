@@ -108,10 +108,17 @@ impl Shared {
         buffer.arena().write(buffer.offset(), image)?;
         blocks.statistics.read_bytes += bytes;
         drop(blocks);
-        operation
-            .namespace
-            .check_descriptor(operation.hash, buffer)
-            .map(drop)
+        let namespace = &operation.namespace;
+        let checked = match operation.action {
+            Action::Verify => namespace.verify_image(operation.hash, buffer),
+            _ => namespace.check_descriptor(operation.hash, buffer).map(drop),
+        };
+        if checked.is_err() {
+            self.blocks.lock().remove(&[key]);
+            let mut index = self.index.write();
+            self.hide(&mut index, &namespace.namespace, &operation.hash);
+        }
+        checked
     }
 
     fn write(&self, operation: &Operation) -> Result<()> {
