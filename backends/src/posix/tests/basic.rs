@@ -93,7 +93,7 @@ fn a_removed_block_stays_removed_when_the_journal_was_rotated_before_its_segment
     assert_eq!(present(&*tier, &info, 0..8), 6);
     for number in [6, 7] {
         assert_eq!(
-            present(&*tier, &info, number..number + 1),
+            present(&*tier, &info, number..=number),
             0,
             "block {number} came back"
         );
