@@ -95,7 +95,7 @@ impl Lending {
             return None;
         }
         let base = NonNull::new(memory.base as *mut u8)?;
-        let region = self.regions.as_ref().and_then(|regions| regions.meet(memory));
+        let region = self.regions.as_ref().map(|regions| regions.begin(memory));
         // SAFETY: the host keeps the mapping for as long as it lends buffers in it, and the caller vouches that nothing else
         // is accessed. What an engine registers of it, the kernel keeps.
         let arena = unsafe { Arena::from_mapping(base, memory.length, Box::new(Lent { region })) };

@@ -10,6 +10,7 @@ use kvstored_tests::blocks::{Blocks, Loaded};
 use kvstored_tests::daemon::Daemon;
 use kvstored_tests::plugins::{beside, directory_with};
 
+use super::daemons::SMALL_SITE;
 use super::process::Master;
 use super::{client, soon, until};
 
@@ -45,24 +46,17 @@ impl Site {
             format!("hixl.listen={}", port.local_addr().unwrap()),
             format!("hixl.library={}", library.display()),
         ];
-        let mut arguments = vec![
-            "--pipeline",
-            "Cache|Pool|Posix",
-            "--cache-buffer-capacity",
-            "1600KiB",
-            "--posix-capacity",
-            "2GiB",
+        let mut arguments = SMALL_SITE.to_vec();
+        arguments.extend([
             "--pool-master-address",
             master,
-            "--global-segment-size",
-            "96MiB",
             "--pool-transports",
             "ascend,tcp",
             "--pool-ascend",
             "Plugin(hixl)",
             "--plugin-directory",
             &directory,
-        ];
+        ]);
         arguments.extend(
             told.iter()
                 .flat_map(|setting| ["--plugin-setting", setting.as_str()]),

@@ -19,6 +19,18 @@ const BLOCKS: u64 = 400;
 /// Blocks loaded or dumped at once.
 const AT_ONCE: usize = 16;
 
+/// A daemon whose blocks soon leave its memory.
+pub const SMALL_SITE: [&str; 8] = [
+    "--pipeline",
+    "Cache|Pool|Posix",
+    "--cache-buffer-capacity",
+    "1600KiB",
+    "--posix-capacity",
+    "2GiB",
+    "--global-segment-size",
+    "96MiB",
+];
+
 /// A daemon with a storage directory of its own, so that it has others' blocks from the pool or not at all.
 struct Site {
     daemon: Daemon,
@@ -29,20 +41,8 @@ impl Site {
     fn start(masters: &[&str], more: &[&str]) -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let masters = masters.join(",");
-        let mut arguments = vec![
-            "--pipeline",
-            "Cache|Pool|Posix",
-            "--cache-buffer-capacity",
-            "1600KiB",
-            "--posix-capacity",
-            "2GiB",
-            "--pool-master-address",
-            &masters,
-            "--global-segment-size",
-            "96MiB",
-            "--pool-transports",
-            "tcp",
-        ];
+        let mut arguments = SMALL_SITE.to_vec();
+        arguments.extend(["--pool-master-address", &masters, "--pool-transports", "tcp"]);
         arguments.extend(more);
         let daemon = Daemon::start(folder.path(), &folder.path().join("storage"), &arguments).unwrap();
         Self {

@@ -15,9 +15,6 @@ use parking_lot::Mutex;
 
 use crate::usrbio::{Memory, Mount, remove_stale_links};
 
-/// Mappings that are registered at most; a host has one for its blocks.
-const MOST_REGIONS: usize = 16;
-
 const PENDING: u8 = 0;
 const LINKED: u8 = 1;
 const PROVEN: u8 = 2;
@@ -25,7 +22,6 @@ const REFUSED: u8 = 3;
 
 /// One mapping of the host.
 pub struct Region {
-    id: u64,
     memory: OnceLock<Memory>,
     state: AtomicU8,
 }
@@ -74,50 +70,38 @@ impl Region {
     }
 }
 
-/// The mappings that are known.
+/// What makes mappings known.
 pub struct Regions {
     mount: Mount,
     runtime: Runtime,
-    known: Mutex<Vec<Arc<Region>>>,
     linking: Mutex<Vec<ThreadHandle>>,
     told: AtomicBool,
 }
 
 impl Regions {
-    /// Knows none yet. Gives back what dead processes left.
+    /// Below that mount. Gives back what dead processes left.
     pub fn new(mount: Mount, runtime: Runtime) -> Self {
         remove_stale_links();
         Self {
             mount,
             runtime,
-            known: Mutex::default(),
             linking: Mutex::default(),
             told: AtomicBool::new(false),
         }
     }
 
-    /// The region of a mapping that an operation's buffer lies in, to be called while the host lends the mapping's
-    /// descriptor. Begins to link one that is new; none where there are too many.
-    pub fn meet(&self, memory: &HostMemory) -> Option<Arc<Region>> {
-        let mut known = self.known.lock();
-        if let Some(found) = known.iter().find(|region| region.id == memory.id) {
-            return Some(Arc::clone(found));
-        }
-        if known.len() >= MOST_REGIONS {
-            return None;
-        }
+    /// Begins to link a mapping, once, while the host lends its descriptor. Returns its region, through which nothing goes
+    /// before it's linked.
+    pub fn begin(&self, memory: &HostMemory) -> Arc<Region> {
         let region = Arc::new(Region {
-            id: memory.id,
             memory: OnceLock::new(),
             state: AtomicU8::new(PENDING),
         });
-        known.push(Arc::clone(&region));
-        drop(known);
         let outcome = duplicate(memory.file).and_then(|file| self.link(Arc::clone(&region), *memory, file));
         if let Err(error) = outcome {
             self.tell(&error);
         }
-        Some(region)
+        region
     }
 
     fn link(&self, region: Arc<Region>, memory: HostMemory, file: OwnedFd) -> Result<()> {
